@@ -1,0 +1,367 @@
+"""One run: a method on a category, all seeds; training, embeddings, scores, resumable at any moment.
+
+python -m cplib.experiment --method cutpaste_3way --category bottle
+
+A run's folder holds
+    scores.csv      seed, split, image, defect, label and the anomaly score of each density
+    history.csv     seed, update, learning rate, loss and accuracy of the proxy task
+    metrics.json    per seed: AUC of each density and what it takes to believe it
+    arrays/         per seed: embeddings in float16 (.npz, written last) and weights (.safetensors)
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+import torch
+from sklearn.metrics import roc_auc_score
+
+from cplib import augment, color, data, gde, model, patches, train
+from cplib import config as configuration
+from cplib.config import Config, ConfigError
+
+log = logging.getLogger(__name__)
+
+# "untrained" is the control: the same network and density with random weights.
+METHODS: dict[str, tuple[str, ...]] = {**augment.TASKS, "untrained": ("normal",)}
+_BYTES_PER_SEED = 60 * 2**20  # weights, embeddings and a checkpoint's momentum, generously
+
+
+class ExperimentError(RuntimeError):
+    """A run cannot start or cannot be read; the message says why."""
+
+
+def run_folder(config: Config, method: str, category: str) -> Path:
+    """Folder of a run of the study's grid, relative to the repository."""
+    return Path("results") / config.study / "runs" / method / category
+
+
+def run(
+    config: Config,
+    method: str,
+    category: str,
+    folder: Path | None = None,
+    device: torch.device | None = None,
+    keep_weights: bool = True,
+    reuse: Path | None = None,
+) -> Path:
+    """Train, embed and score all seeds of one method on one category.
+
+    A seed that is finished is not trained again while the parameters of training, the images and the
+    sources of the modules that made it are the same. An interrupted seed goes on from its checkpoint.
+
+    Args:
+        method: a name in `METHODS`.
+        category: a folder below `config.data.root`.
+        folder: where results go; by default `run_folder`.
+        device: to train on; by default a GPU if there is one.
+        keep_weights: also save each seed's weights.
+        reuse: folder of a run that may hold seeds trained in just this way; they are copied.
+
+    Returns:
+        The folder of the results.
+
+    Raises:
+        ConfigError, DataError, ExperimentError, TrainingError: bad input, before or during the run.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method {method!r}: unknown; known: {', '.join(METHODS)}")
+    for name in config.gde.densities:
+        gde.density(name)
+    folder = folder or run_folder(config, method, category)
+    device = device or train.default_device()
+    images = data.load_category(
+        configuration.data_root(config), category, config.data.image_size, config.data.cache
+    )
+    if len(images.train) < 2:
+        raise data.DataError(
+            f"{category}: {len(images.train)} normal training image; a density needs at least 2"
+        )
+    if method == "untrained":
+        config = replace(config, train=replace(config.train, updates=0))
+    arrays = folder / "arrays"
+    arrays.mkdir(parents=True, exist_ok=True)
+    n_seeds = config.n_seeds(method, category)
+    for seed in range(n_seeds):
+        key = fingerprint(config, method, images.digest, seed)
+        path = arrays / f"seed{seed}.npz"
+        if _is_finished(path, key, keep_weights):
+            continue
+        if reuse is not None and _is_finished(reuse / "arrays" / path.name, key, False):
+            shutil.copyfile(reuse / "arrays" / path.name, path)
+            continue
+        _check_disk(arrays)
+        log.info("%s on %s, seed %d of %d, %s", method, category, seed, n_seeds, device)
+        _train_seed(config, method, images, seed, key, path, device, keep_weights)
+    for old in arrays.glob("*.checkpoint"):
+        old.unlink()
+    _write_results(folder, config, method, images, n_seeds)
+    return folder
+
+
+def curve_runs(config: Config) -> Iterator[tuple[Config, str, str, Path]]:
+    """Runs of the curves of AUC against updates, cheapest first: configuration, method, category, folder."""
+    grid = [(int(s), u) for s, updates in config.curve.updates.items() for u in updates]
+    for size, updates in sorted(grid, key=lambda point: point[0] ** 2 * point[1]):
+        for method in config.curve.methods:
+            for category in config.categories:
+                point = replace(
+                    config,
+                    data=replace(config.data, image_size=size),
+                    train=replace(config.train, updates=updates),
+                    seeds=config.curve.seeds,
+                    seeds_of={},
+                )
+                name = f"{size}px-{updates}"
+                folder = Path("results") / config.study / "curve" / method / category / name
+                yield point, method, category, folder
+
+
+def run_curve(config: Config) -> None:
+    """Do all runs of `curve_runs`, resumable; those that the grid of the study holds are not repeated."""
+    for point, method, category, folder in curve_runs(config):
+        method = "untrained" if point.train.updates == 0 else method
+        run(
+            point,
+            method,
+            category,
+            folder,
+            keep_weights=False,
+            reuse=run_folder(config, method, category),
+        )
+
+
+def fingerprint(config: Config, method: str, digest: str, seed: int) -> str:
+    """SHA-256 of all that decides a seed's embeddings: parameters, images, sources (comments aside)."""
+    modules = (color, patches, augment, model, train)
+    parts = {
+        "task": METHODS[method],
+        "augment": dataclasses.asdict(config.augment),
+        "train": dataclasses.asdict(config.train),
+        "data": digest,
+        "seed": seed,
+        "sources": [_source_digest(Path(m.__file__)) for m in modules],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _source_digest(path: Path) -> str:
+    """Digest of a module's code without comments, docstrings and layout."""
+    tree = ast.parse(path.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            node.body.pop(0)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_finished(path: Path, key: str, with_weights: bool) -> bool:
+    if not path.exists() or (with_weights and not path.with_suffix(".safetensors").exists()):
+        return False
+    with np.load(path) as file:
+        return json.loads(str(file["record"]))["fingerprint"] == key
+
+
+def _check_disk(folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < _BYTES_PER_SEED:
+        raise ExperimentError(
+            f"{folder}: {free >> 20} MiB free on its disk, a seed needs {_BYTES_PER_SEED >> 20} MiB"
+        )
+
+
+def _train_seed(
+    config: Config,
+    method: str,
+    images: data.Category,
+    seed: int,
+    key: str,
+    path: Path,
+    device: torch.device,
+    keep_weights: bool,
+) -> None:
+    started = time.perf_counter()
+    # The name holds the fingerprint: what was begun with other parameters is no obstacle
+    checkpoint = path.with_name(f"seed{seed}-{key[:12]}.checkpoint")
+    normal = images.train.to(device)
+    net, history = train.fit(normal, METHODS[method], config.augment, config.train, seed, checkpoint, key)
+    record = {
+        "fingerprint": key,
+        "seconds": round(time.perf_counter() - started, 1),
+        "device": _device_name(device),
+        "torch": torch.__version__,
+        "commit": _commit(),
+        "peak_memory_mib": _peak_memory_mib(device),
+    }
+    embeddings = {
+        "train": train.embed(net, normal, config.train),
+        "test": train.embed(net, images.test.to(device), config.train),
+    }
+    for split, values in embeddings.items():
+        if not torch.isfinite(values).all():
+            raise train.TrainingError(f"seed {seed}: embeddings of {split} images are not finite")
+    if keep_weights:
+        weights = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
+        partial = path.with_suffix(".safetensors.partial")
+        safetensors.torch.save_file(weights, partial)
+        os.replace(partial, path.with_suffix(".safetensors"))
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            record=json.dumps(record),
+            history=json.dumps(history),
+            **{k: v.numpy().astype(np.float16) for k, v in embeddings.items()},
+        )
+    os.replace(partial, path)
+    for old in path.parent.glob(f"seed{seed}-*.checkpoint"):
+        old.unlink()
+
+
+def load_embeddings(folder: Path, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (n, 512) of the training and (m, 512) of the test images, float16, of a finished seed."""
+    path = folder / "arrays" / f"seed{seed}.npz"
+    if not path.exists():
+        raise ExperimentError(f"{path}: not there; run the experiment first")
+    with np.load(path) as file:
+        return file["train"], file["test"]
+
+
+def _write_results(folder: Path, config: Config, method: str, images: data.Category, n_seeds: int) -> None:
+    """Scores, history and metrics of all seeds, from the arrays; each file replaced as a whole."""
+    scores, histories, metrics = [], [], []
+    for seed in range(n_seeds):
+        with np.load(folder / "arrays" / f"seed{seed}.npz") as file:
+            normal, test = file["train"], file["test"]
+            record, history = json.loads(str(file["record"])), json.loads(str(file["history"]))
+        table = pd.DataFrame(
+            {
+                "seed": seed,
+                "split": ["train"] * len(normal) + ["test"] * len(test),
+                "image": [*images.train_files, *images.test_files],
+                "defect": ["good"] * len(normal) + list(images.defects),
+                "label": [0] * len(normal) + images.labels.int().tolist(),
+            }
+        )
+        auc = {}
+        for name in config.gde.densities:
+            density = gde.density(name).fit(normal)
+            on_test = density.score_samples(test) if len(test) else np.empty(0)
+            table[name] = np.concatenate([density.score_samples(normal), on_test])
+            if images.labels.any() and not images.labels.all():
+                auc[name] = round(float(roc_auc_score(images.labels, on_test)), 6)
+        scores.append(table)
+        columns = {"seed": seed}
+        histories.append(
+            pd.DataFrame(history, columns=["update", "learning_rate", "loss", "accuracy"]).assign(**columns)
+        )
+        metrics.append({"seed": seed, "auc": auc, **record})
+    summary = {
+        "method": method,
+        "category": images.name,
+        "updates": config.train.updates,
+        "sources": config.train.sources,
+        "image_size": config.data.image_size,
+        "source_size": list(images.source_size),
+        "train_images": len(images.train),
+        "test_images": len(images.test),
+        "data": images.digest,
+        "seeds": metrics,
+    }
+    _replace(folder / "scores.csv", pd.concat(scores).to_csv(index=False, float_format="%.6g"))
+    history_table = pd.concat(histories)[["seed", "update", "learning_rate", "loss", "accuracy"]]
+    _replace(folder / "history.csv", history_table.to_csv(index=False, float_format="%.6g"))
+    _replace(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _peak_memory_mib(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) >> 20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cplib.experiment", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--method", action="append", choices=METHODS, help="default: all of the grid")
+    parser.add_argument("--category", action="append", help="default: all of the grid")
+    parser.add_argument("--params", default="params.yaml", help="parameter file (params.yaml)")
+    parser.add_argument("--curve", action="store_true", help="the runs of AUC against updates")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one parameter"
+    )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        overrides = dict(item.split("=", 1) if "=" in item else (item, "") for item in options.set)
+        config = configuration.load(options.params, overrides)
+        if options.curve:
+            run_curve(config)
+            return 0
+        for category in options.category or config.categories:
+            for method in options.method or config.methods:
+                _log_result(run(config, method, category), config.gde.density)
+    except (ConfigError, data.DataError, ExperimentError, train.TrainingError) as error:
+        log.error("error: %s", error)
+        return 1
+    return 0
+
+
+def _log_result(folder: Path, density: str) -> None:
+    seeds = json.loads((folder / "metrics.json").read_text())["seeds"]
+    aucs = [100 * s["auc"][density] for s in seeds if density in s["auc"]]
+    shown = f"AUC {np.mean(aucs):.1f} (n = {len(aucs)}, {density})" if aucs else "no labelled test set"
+    log.info("%s: %s", folder, shown)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
