@@ -127,10 +127,10 @@ def load(path: str | Path = "params.yaml", overrides: Mapping[str, Any] | None =
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not valid YAML ({error})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(tree).__name__}")
@@ -161,7 +161,10 @@ def _set(tree: dict[str, Any], name: str, value: Any) -> None:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"{name}: {section} is not a section")
-    tree[key] = yaml.safe_load(value) if isinstance(value, str) else value
+    try:
+        tree[key] = yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        raise ConfigError(f"{name}: {value!r} is not valid YAML") from None
 
 
 def _build(kind: type, tree: Any, prefix: str) -> Any:
@@ -223,7 +226,8 @@ def _check(config: Config) -> None:
             text = f"a range (lowest, highest) within [{low:g}, {high:g}]"
             need(low <= lowest <= highest <= high, f"augment.{key}", (lowest, highest), text)
 
-    need(bool(config.study) and "/" not in config.study, "study", config.study, "a folder name")
+    study = config.study
+    need(study not in ("", ".", "..") and "/" not in study, "study", study, "a folder name")
     need(config.seeds >= 1, "seeds", config.seeds, "at least 1")
     for key, value in config.seeds_of.items():
         need(value >= 1, f"seeds_of.{key}", value, "at least 1")
@@ -239,7 +243,7 @@ def _check(config: Config) -> None:
     ordered(config.augment, "scar_width scar_length", 1, 128)
     ordered(config.augment, "scar_angle", -90, 90)
     train = config.train
-    need(train.updates >= 0, "train.updates", train.updates, "0 or more")
+    need(0 <= train.updates < 2**20, "train.updates", train.updates, "from 0 to 1048575")
     need(train.sources >= 1, "train.sources", train.sources, "at least 1")
     need(train.learning_rate > 0, "train.learning_rate", train.learning_rate, "above 0")
     need(0 <= train.momentum < 1, "train.momentum", train.momentum, "in [0, 1)")
@@ -251,3 +255,8 @@ def _check(config: Config) -> None:
         need(value in allowed, f"train.{key}", value, "one of " + ", ".join(allowed))
     density, densities = config.gde.density, config.gde.densities
     need(density in densities, "gde.density", density, f"one of gde.densities {densities}")
+    for key, updates in config.curve.updates.items():
+        good = key.isdigit() and 32 <= int(key) <= 1024
+        need(good, "curve.updates", key, "by image size, between 32 and 1024 pixels")
+        need(min(updates, default=0) >= 0, f"curve.updates.{key}", updates, "0 or more")
+    need(config.curve.seeds >= 1, "curve.seeds", config.curve.seeds, "at least 1")

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -78,20 +79,36 @@ def load_category(
         DataError: missing or empty folder, unreadable image, mixed sizes, a mask without its image
             or an image without its mask; names the file.
     """
+    folder = category_folder(root, category)
+    train, test, masks = _list_files(folder)
+    if cache is None:
+        return _read(folder, train, test, masks, image_size)
+    path = _cache_path(Path(cache), folder, [*train, *test, *(m for m in masks if m)], image_size)
+    if path.exists():
+        try:
+            return _read_cache(path, folder.name)
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            log.warning("%s: damaged, made anew (%s)", path, error)
+    data = _read(folder, train, test, masks, image_size)
+    try:
+        _write_cache(path, data)
+    except OSError as error:
+        log.warning("%s: resized copy not kept (%s)", path, error)
+    return data
+
+
+def category_folder(root: str | Path, category: str) -> Path:
+    """Folder of a category.
+
+    Raises:
+        DataError: it does not exist; names those that do.
+    """
     folder = Path(root) / category
     if not folder.is_dir():
         have = sorted(p.name for p in Path(root).glob("*") if p.is_dir())
         found = "it holds " + ", ".join(have) if have else "it has no folders or does not exist"
         raise DataError(f"{folder}: no such category; looked in {root}: {found}")
-    train, test, masks = _list_files(folder)
-    if cache is None:
-        return _read(folder, train, test, masks, image_size)
-    path = _cache_path(Path(cache), folder, [*train, *test, *(m for m in masks if m)], image_size)
-    if not path.exists():
-        data = _read(folder, train, test, masks, image_size)
-        _write_cache(path, data)
-        return data
-    return _read_cache(path, category)
+    return folder
 
 
 def _list_files(folder: Path) -> tuple[list[Path], list[Path], list[Path | None]]:
@@ -104,7 +121,7 @@ def _list_files(folder: Path) -> tuple[list[Path], list[Path], list[Path | None]
     test_folder, truth = folder / "test", folder / "ground_truth"
     test = [p for d in _subfolders(test_folder) for p in _images(d)]
     if test_folder.is_dir() and not test:
-        raise DataError(f"{test_folder}: no images in it; remove the folder or fill it")
+        raise DataError(f"{test_folder}: no images in its folders good/ and <defect>/; fill or remove it")
     by_image: dict[tuple[str, str], Path] = {}
     for defect in _subfolders(truth):
         for mask in _images(defect):
@@ -202,7 +219,7 @@ def _open(path: Path) -> Image.Image:
     try:
         image = Image.open(path)
         image.load()
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+    except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for a damaged file
         raise DataError(f"{path}: cannot be read as an image ({error})") from None
     return image
 
@@ -216,7 +233,11 @@ def _resized(path: Path, mode: str, size: int, source_size: tuple[int, int]) -> 
         )
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip, not scale
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise DataError(f"{path}: holds floating-point values; save it with 8 or 16 bits")
     image = image.convert(mode)
+    if mode == "L" and 0 < (brightest := image.getextrema()[1]) <= 127:
+        raise DataError(f"{path}: brightest value is {brightest}; a mask is white, 255, on the defect")
     if image.size == (size, size):
         return image
     # Pillow's BILINEAR widens its kernel when it shrinks an image, which is the antialiasing

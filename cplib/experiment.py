@@ -2,11 +2,11 @@
 
 python -m cplib.experiment --method cutpaste_3way --category bottle
 
-A run's folder holds
-    scores.csv      seed, split, image, defect, label and the anomaly score of each density
-    history.csv     seed, update, learning rate, loss and accuracy of the proxy task
-    metrics.json    per seed: AUC of each density and what it takes to believe it
-    arrays/         per seed: embeddings in float16 (.npz, written last) and weights (.safetensors)
+Results go to results/<study>:
+    runs/<method>/<category>/scores.csv     seed, split, image, defect, label, anomaly score of each density
+    runs/<method>/<category>/history.csv    seed, update, learning rate, loss and accuracy of the proxy task
+    runs/<method>/<category>/metrics.json   per seed: AUC of each density and what it takes to believe it
+    arrays/<method>/<category>/             per seed: embeddings (.npz, written last), weights (.safetensors)
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,16 +51,19 @@ class ExperimentError(RuntimeError):
     """A run cannot start or cannot be read; the message says why."""
 
 
-def run_folder(config: Config, method: str, category: str) -> Path:
-    """Folder of a run of the study's grid, relative to the repository."""
-    return Path("results") / config.study / "runs" / method / category
+ERRORS = (ConfigError, data.DataError, gde.DensityError, ExperimentError, train.TrainingError)
+
+
+def study_folder(config: Config) -> Path:
+    """Folder of a study's results, relative to the repository."""
+    return Path("results") / config.study
 
 
 def run(
     config: Config,
     method: str,
     category: str,
-    folder: Path | None = None,
+    root: Path | None = None,
     device: torch.device | None = None,
     keep_weights: bool = True,
     reuse: Path | None = None,
@@ -71,22 +76,23 @@ def run(
     Args:
         method: a name in `METHODS`.
         category: a folder below `config.data.root`.
-        folder: where results go; by default `run_folder`.
+        root: folder for results; by default that of the study.
         device: to train on; by default a GPU if there is one.
         keep_weights: also save each seed's weights.
-        reuse: folder of a run that may hold seeds trained in just this way; they are copied.
+        reuse: folder like `root` that may hold seeds trained in just this way; they are copied.
 
     Returns:
-        The folder of the results.
+        The folder of scores.csv, history.csv and metrics.json.
 
     Raises:
-        ConfigError, DataError, ExperimentError, TrainingError: bad input, before or during the run.
+        ConfigError, DataError, DensityError, ExperimentError, TrainingError: bad input, before or during
+            the run.
     """
     if method not in METHODS:
         raise ConfigError(f"method {method!r}: unknown; known: {', '.join(METHODS)}")
     for name in config.gde.densities:
         gde.density(name)
-    folder = folder or run_folder(config, method, category)
+    root = root or study_folder(config)
     device = device or train.default_device()
     images = data.load_category(
         configuration.data_root(config), category, config.data.image_size, config.data.cache
@@ -97,7 +103,8 @@ def run(
         )
     if method == "untrained":
         config = replace(config, train=replace(config.train, updates=0))
-    arrays = folder / "arrays"
+    folder, arrays = (root / kind / method / category for kind in ("runs", "arrays"))
+    folder.mkdir(parents=True, exist_ok=True)
     arrays.mkdir(parents=True, exist_ok=True)
     n_seeds = config.n_seeds(method, category)
     for seed in range(n_seeds):
@@ -105,20 +112,26 @@ def run(
         path = arrays / f"seed{seed}.npz"
         if _is_finished(path, key, keep_weights):
             continue
-        if reuse is not None and _is_finished(reuse / "arrays" / path.name, key, False):
-            shutil.copyfile(reuse / "arrays" / path.name, path)
-            continue
+        if reuse is not None:
+            found = reuse / "arrays" / method / category / path.name
+            if _is_finished(found, key, with_weights=False):
+                _note(folder, seed, _notes(reuse / "runs" / method / category).get(seed, {}))
+                shutil.copyfile(found, path.with_suffix(".partial"))
+                os.replace(path.with_suffix(".partial"), path)
+                continue
         _check_disk(arrays)
         log.info("%s on %s, seed %d of %d, %s", method, category, seed, n_seeds, device)
-        _train_seed(config, method, images, seed, key, path, device, keep_weights)
-    for old in arrays.glob("*.checkpoint"):
-        old.unlink()
-    _write_results(folder, config, method, images, n_seeds)
+        note = _train_seed(config, method, images, seed, key, path, device, keep_weights)
+        _note(folder, seed, note)
+        os.replace(path.with_suffix(".partial"), path)
+        for old in arrays.glob(f"seed{seed}-*.checkpoint"):
+            old.unlink()
+    _write_results(folder, arrays, config, method, images, n_seeds)
     return folder
 
 
 def curve_runs(config: Config) -> Iterator[tuple[Config, str, str, Path]]:
-    """Runs of the curves of AUC against updates, cheapest first: configuration, method, category, folder."""
+    """Runs of the curves of AUC against updates, cheapest first: configuration, method, category, root."""
     grid = [(int(s), u) for s, updates in config.curve.updates.items() for u in updates]
     for size, updates in sorted(grid, key=lambda point: point[0] ** 2 * point[1]):
         for method in config.curve.methods:
@@ -130,23 +143,14 @@ def curve_runs(config: Config) -> Iterator[tuple[Config, str, str, Path]]:
                     seeds=config.curve.seeds,
                     seeds_of={},
                 )
-                name = f"{size}px-{updates}"
-                folder = Path("results") / config.study / "curve" / method / category / name
-                yield point, method, category, folder
+                root = study_folder(config) / "curve" / f"{size}px-{updates}"
+                yield point, method if updates else "untrained", category, root
 
 
 def run_curve(config: Config) -> None:
     """Do all runs of `curve_runs`, resumable; those that the grid of the study holds are not repeated."""
-    for point, method, category, folder in curve_runs(config):
-        method = "untrained" if point.train.updates == 0 else method
-        run(
-            point,
-            method,
-            category,
-            folder,
-            keep_weights=False,
-            reuse=run_folder(config, method, category),
-        )
+    for point, method, category, root in curve_runs(config):
+        run(point, method, category, root, keep_weights=False, reuse=study_folder(config))
 
 
 def fingerprint(config: Config, method: str, digest: str, seed: int) -> str:
@@ -174,10 +178,23 @@ def _source_digest(path: Path) -> str:
 
 
 def _is_finished(path: Path, key: str, with_weights: bool) -> bool:
-    if not path.exists() or (with_weights and not path.with_suffix(".safetensors").exists()):
+    """Whether a seed's arrays, and its weights if wanted, are there and carry this fingerprint."""
+    if not path.exists():
         return False
-    with np.load(path) as file:
-        return json.loads(str(file["record"]))["fingerprint"] == key
+    try:
+        with np.load(path) as file:
+            if str(file["fingerprint"]) != key:
+                return False
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        log.warning("%s: damaged, made anew (%s)", path, error)
+        return False
+    weights = path.with_suffix(".safetensors")
+    if not with_weights:
+        return True
+    if not weights.exists():
+        return False
+    with safetensors.safe_open(weights, "pt") as file:
+        return file.metadata() == {"fingerprint": key}
 
 
 def _check_disk(folder: Path) -> None:
@@ -197,61 +214,76 @@ def _train_seed(
     path: Path,
     device: torch.device,
     keep_weights: bool,
-) -> None:
+) -> dict[str, Any]:
+    """Train one seed and write its arrays, the embeddings under the name `path` with suffix .partial.
+
+    Returns:
+        What it takes to believe the numbers. Volatile facts, so they are kept out of the arrays.
+    """
     started = time.perf_counter()
     # The name holds the fingerprint: what was begun with other parameters is no obstacle
     checkpoint = path.with_name(f"seed{seed}-{key[:12]}.checkpoint")
     normal = images.train.to(device)
     net, history = train.fit(normal, METHODS[method], config.augment, config.train, seed, checkpoint, key)
-    record = {
-        "fingerprint": key,
+    embeddings = {
+        "train": train.embed(net, normal, config.train),
+        "test": train.embed(net, images.test.to(device), config.train),
+    }
+    for split, values in embeddings.items():
+        if not torch.isfinite(values.half()).all():
+            raise train.TrainingError(f"seed {seed}: embeddings of {split} images are not finite in float16")
+    if keep_weights:
+        weights = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
+        partial = path.with_suffix(".safetensors.partial")
+        safetensors.torch.save_file(weights, partial, metadata={"fingerprint": key})
+        os.replace(partial, path.with_suffix(".safetensors"))
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            fingerprint=key,
+            history=json.dumps(history),
+            **{k: v.numpy().astype(np.float16) for k, v in embeddings.items()},
+        )
+    return {
         "seconds": round(time.perf_counter() - started, 1),
         "device": _device_name(device),
         "torch": torch.__version__,
         "commit": _commit(),
         "peak_memory_mib": _peak_memory_mib(device),
     }
-    embeddings = {
-        "train": train.embed(net, normal, config.train),
-        "test": train.embed(net, images.test.to(device), config.train),
-    }
-    for split, values in embeddings.items():
-        if not torch.isfinite(values).all():
-            raise train.TrainingError(f"seed {seed}: embeddings of {split} images are not finite")
-    if keep_weights:
-        weights = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
-        partial = path.with_suffix(".safetensors.partial")
-        safetensors.torch.save_file(weights, partial)
-        os.replace(partial, path.with_suffix(".safetensors"))
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(
-            file,
-            record=json.dumps(record),
-            history=json.dumps(history),
-            **{k: v.numpy().astype(np.float16) for k, v in embeddings.items()},
-        )
-    os.replace(partial, path)
-    for old in path.parent.glob(f"seed{seed}-*.checkpoint"):
-        old.unlink()
 
 
-def load_embeddings(folder: Path, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _notes(folder: Path) -> dict[int, dict[str, Any]]:
+    """What metrics.json notes of each seed, by seed."""
+    path = folder / "metrics.json"
+    seeds = json.loads(path.read_text())["seeds"] if path.exists() else []
+    return {entry["seed"]: entry for entry in seeds}
+
+
+def _note(folder: Path, seed: int, note: dict[str, Any]) -> None:
+    notes = {**_notes(folder), seed: {"seed": seed, **note}}
+    _replace(folder / "metrics.json", json.dumps({"seeds": list(notes.values())}, indent=1))
+
+
+def load_embeddings(root: Path, method: str, category: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings (n, 512) of the training and (m, 512) of the test images, float16, of a finished seed."""
-    path = folder / "arrays" / f"seed{seed}.npz"
+    path = root / "arrays" / method / category / f"seed{seed}.npz"
     if not path.exists():
         raise ExperimentError(f"{path}: not there; run the experiment first")
     with np.load(path) as file:
         return file["train"], file["test"]
 
 
-def _write_results(folder: Path, config: Config, method: str, images: data.Category, n_seeds: int) -> None:
+def _write_results(
+    folder: Path, arrays: Path, config: Config, method: str, images: data.Category, n_seeds: int
+) -> None:
     """Scores, history and metrics of all seeds, from the arrays; each file replaced as a whole."""
-    scores, histories, metrics = [], [], []
+    scores, histories, metrics, notes = [], [], [], _notes(folder)
     for seed in range(n_seeds):
-        with np.load(folder / "arrays" / f"seed{seed}.npz") as file:
+        with np.load(arrays / f"seed{seed}.npz") as file:
             normal, test = file["train"], file["test"]
-            record, history = json.loads(str(file["record"])), json.loads(str(file["history"]))
+            key, history = str(file["fingerprint"]), json.loads(str(file["history"]))
         table = pd.DataFrame(
             {
                 "seed": seed,
@@ -269,11 +301,10 @@ def _write_results(folder: Path, config: Config, method: str, images: data.Categ
             if images.labels.any() and not images.labels.all():
                 auc[name] = round(float(roc_auc_score(images.labels, on_test)), 6)
         scores.append(table)
-        columns = {"seed": seed}
-        histories.append(
-            pd.DataFrame(history, columns=["update", "learning_rate", "loss", "accuracy"]).assign(**columns)
-        )
-        metrics.append({"seed": seed, "auc": auc, **record})
+        rows = pd.DataFrame(history, columns=["update", "learning_rate", "loss", "accuracy"])
+        rows.insert(0, "seed", seed)
+        histories.append(rows)
+        metrics.append({**notes.get(seed, {}), "seed": seed, "auc": auc, "fingerprint": key})
     summary = {
         "method": method,
         "category": images.name,
@@ -286,9 +317,9 @@ def _write_results(folder: Path, config: Config, method: str, images: data.Categ
         "data": images.digest,
         "seeds": metrics,
     }
-    _replace(folder / "scores.csv", pd.concat(scores).to_csv(index=False, float_format="%.6g"))
-    history_table = pd.concat(histories)[["seed", "update", "learning_rate", "loss", "accuracy"]]
-    _replace(folder / "history.csv", history_table.to_csv(index=False, float_format="%.6g"))
+    # Log-densities are large and differ little: with 6 digits, ties moved the AUC by up to 0.03
+    _replace(folder / "scores.csv", pd.concat(scores).to_csv(index=False, float_format="%.12g"))
+    _replace(folder / "history.csv", pd.concat(histories).to_csv(index=False, float_format="%.6g"))
     _replace(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
 
 
@@ -345,15 +376,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides = dict(item.split("=", 1) if "=" in item else (item, "") for item in options.set)
         config = configuration.load(options.params, overrides)
         if options.curve:
+            _check_grid(config, config.curve.methods, config.categories)
             run_curve(config)
             return 0
-        for category in options.category or config.categories:
-            for method in options.method or config.methods:
+        methods, categories = options.method or config.methods, options.category or config.categories
+        _check_grid(config, methods, categories)
+        for category in categories:
+            for method in methods:
                 _log_result(run(config, method, category), config.gde.density)
-    except (ConfigError, data.DataError, ExperimentError, train.TrainingError) as error:
-        log.error("error: %s", error)
+    except (*ERRORS, OSError) as error:
+        log.error("error: %s", " ".join(str(error).split()))
         return 1
     return 0
+
+
+def _check_grid(config: Config, methods: Sequence[str], categories: Sequence[str]) -> None:
+    """Raise at once for what would stop the last run of a grid after hours."""
+    for name, values in {"methods": methods, "categories": categories}.items():
+        if not values:
+            raise ConfigError(f"{name}: none given")
+    if unknown := [m for m in methods if m not in METHODS]:
+        raise ConfigError(f"method {unknown[0]!r}: unknown; known: {', '.join(METHODS)}")
+    for category in categories:
+        data.category_folder(configuration.data_root(config), category)
 
 
 def _log_result(folder: Path, density: str) -> None:

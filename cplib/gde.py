@@ -35,11 +35,11 @@ class DensityError(ValueError):
     """Embeddings from which no density can be fitted or scored."""
 
 
-def normalized(embeddings: np.ndarray) -> np.ndarray:
+def normalized(embeddings: np.ndarray, dimension: int | None = None) -> np.ndarray:
     """Embeddings in float64, scaled to length 1; an embedding of length 0 stays 0."""
     x = np.asarray(embeddings, dtype=np.float64)
-    if x.ndim != 2:
-        raise DensityError(f"expected embeddings of shape (n, d), got {x.shape}")
+    if x.ndim != 2 or dimension not in (None, x.shape[1]):
+        raise DensityError(f"expected embeddings of shape (n, {dimension or 'd'}), got {x.shape}")
     bad = ~np.isfinite(x).all(axis=1)
     if bad.any():
         raise DensityError(f"embedding {int(bad.argmax())} is not finite ({bad.sum()} of {len(x)})")
@@ -75,7 +75,7 @@ class GaussianDensity:
         return self
 
     def score_samples(self, embeddings: np.ndarray) -> np.ndarray:
-        difference = normalized(embeddings) - self.covariance.location_
+        difference = normalized(embeddings, len(self.covariance.location_)) - self.covariance.location_
         return np.einsum("nd,dn->n", difference, cho_solve(self._factor, difference.T))
 
 
@@ -90,7 +90,7 @@ class KernelDensityScore:
         return self
 
     def score_samples(self, embeddings: np.ndarray) -> np.ndarray:
-        return -self._density.score_samples(normalized(embeddings))
+        return -self._density.score_samples(normalized(embeddings, self._density.n_features_in_))
 
 
 class MixtureDensity:
@@ -111,7 +111,7 @@ class MixtureDensity:
         return self
 
     def score_samples(self, embeddings: np.ndarray) -> np.ndarray:
-        return -self._mixture.score_samples(normalized(embeddings))
+        return -self._mixture.score_samples(normalized(embeddings, self._mixture.n_features_in_))
 
 
 DENSITIES: dict[str, Callable[[], Density]] = {

@@ -64,7 +64,7 @@ def draw_scars(
         image_size: size of the image that the lengths scale with, where `shape` is that of a crop.
 
     Raises:
-        ValueError: the longest scar does not fit into the shape.
+        ValueError: a scar that was drawn does not fit into the shape.
     """
     scale = (image_size or shape[0]) / REFERENCE_SIZE
     width = (_uniform(n, *config.scar_width, generator) * scale).round().long().clamp(min=1)

@@ -37,8 +37,15 @@ def learning_rate(update: int, config: TrainConfig) -> float:
 
 
 def update_generator(seed: int, update: int) -> Generator:
-    """CPU generator of one update. Each update has its own, so that a resumed run draws the same."""
-    return Generator().manual_seed((seed << 32) + update)
+    """CPU generator of one update. Each update has its own, so that a resumed run draws the same.
+
+    Raises:
+        ValueError: a seed or number of updates too large to be told apart.
+    """
+    # The generator uses the lowest 32 bits of what it is given, so seed and update must share them
+    if not (0 <= seed < 2**12 and 0 <= update < 2**20):
+        raise ValueError(f"seed {seed} must be below 4096 and update {update} below 1048576")
+    return Generator().manual_seed((seed << 20) + update)
 
 
 def fit(

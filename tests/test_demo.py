@@ -137,10 +137,10 @@ def test_redrawing_replaces_all_or_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_after(patch, 5)
         with pytest.raises(KeyboardInterrupt):
-            demo.draw(root, **COUNTS, categories=["wood"])
+            demo.draw(root, **COUNTS, categories=["board"])
     assert contents(root) == before
-    demo.draw(root, **COUNTS, categories=["wood"])
-    assert [path.name for path in root.iterdir()] == ["wood"]
+    demo.draw(root, **COUNTS, categories=["board"])
+    assert [path.name for path in root.iterdir()] == ["board"]
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 

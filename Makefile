@@ -1,0 +1,52 @@
+# Two commands on a bare machine with Python 3.11 and make: `make repro` and `make test`.
+PYTHON ?= python3.11
+VENV ?= .venv
+PARALLEL ?= 2
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+READY := $(VENV)/.ready
+
+.PHONY: help setup repro test quick lint lab benchmark preset lock
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): requirements.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name another Python 3.11: make PYTHON=... "; exit 1; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+setup: $(READY)  ## Virtual environment with the locked packages
+
+repro: $(READY)  ## Run the study of params.yaml (demo data by default) with DVC
+	@if [ -n "$$CUTPASTE_DATA" ]; then for d in "$$CUTPASTE_DATA"/*/; do \
+	    test -e "data/$$(basename "$$d")" || { mkdir -p data; ln -s "$$d" "data/$$(basename "$$d")"; }; done; fi
+	dvc repro
+
+test: $(READY) lint  ## Lint and all tests
+	python -m pytest
+
+quick: $(READY) lint  ## Lint and the tests that take less than a few seconds each
+	python -m pytest -m "not slow"
+
+lint: $(READY)  ## Check style
+	ruff check .
+	ruff format --check .
+
+lab: $(READY)  ## Open JupyterLab on the notebooks
+	jupyter lab notebooks
+
+benchmark: $(READY)  ## Measure speed
+	python -m pytest tests/benchmarks --benchmark-only --benchmark-disable-gc
+
+preset: $(READY)  ## Make params/NAME.yaml the parameters of the study: make preset NAME=lite
+	cp params/$(NAME).yaml params.yaml
+
+lock:  ## Renew requirements.txt from the lower bounds in pyproject.toml
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet -e ".[study,dev]" torch==2.14.1 torchvision==0.29.1
+	{ sed -n 1p requirements.txt; $(VENV)-lock/bin/python -m pip freeze --exclude-editable; } >requirements.txt.new
+	mv requirements.txt.new requirements.txt && rm -rf $(VENV)-lock

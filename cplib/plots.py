@@ -1,0 +1,219 @@
+"""Figures, drawn from images, scores and tables; nothing is computed here that a table would show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score, roc_curve
+from torch import Tensor
+
+from cplib.config import Config
+from cplib.data import Category
+from cplib.experiment import study_folder
+
+# Okabe and Ito's palette, safe for colour-blind readers
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#7F7F7F"
+NORMAL, ANOMALOUS = BLUE, RED
+
+
+def use_style() -> None:
+    """Set the look of all figures; call once at the top of a notebook."""
+    sns.set_theme("notebook", "ticks", font_scale=0.8)
+    plt.rcParams.update(
+        {
+            "figure.dpi": 80,
+            "savefig.dpi": 150,
+            "savefig.bbox": "tight",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "figure.constrained_layout.use": True,
+        }
+    )
+
+
+def save(figure: Figure, config: Config, name: str) -> Path:
+    """Write results/<study>/figures/<name>.png."""
+    path = study_folder(config) / "figures" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+    return path
+
+
+def to_array(image: Tensor) -> np.ndarray:
+    """Image (3, height, width), uint8 or float in [0, 1], as an array (height, width, 3)."""
+    return image.cpu().numpy().transpose(1, 2, 0)
+
+
+def image_grid(
+    rows: Sequence[Sequence[Tensor]],
+    row_labels: Sequence[str] = (),
+    titles: Sequence[Sequence[str]] = (),
+    masks: Sequence[Sequence[Tensor | None]] = (),
+    size: float = 1.15,
+) -> Figure:
+    """Images in rows, with labels, titles and outlines of masks.
+
+    Args:
+        rows: lists of images (3, height, width); they may differ in length.
+        titles, masks: as `rows`; a mask is (height, width) bool or None.
+        size: width of an image in inches.
+    """
+    columns = max(map(len, rows))
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(columns * size, len(rows) * size * 1.12), squeeze=False
+    )
+    for i, row in enumerate(rows):
+        for j, axis in enumerate(axes[i]):
+            axis.set_axis_off()
+            if j >= len(row):
+                continue
+            axis.imshow(to_array(row[j]), interpolation="nearest")
+            if titles:
+                axis.set_title(titles[i][j], fontsize=7, pad=2)
+            if masks and masks[i][j] is not None and masks[i][j].any():
+                outline = masks[i][j].cpu().numpy().astype(float)
+                axis.contour(outline, [0.5], colors=ORANGE, linewidths=0.9)
+        if row_labels:
+            axes[i][0].set_axis_on()
+            axes[i][0].set(xticks=[], yticks=[])
+            axes[i][0].spines[:].set_visible(False)
+            label = row_labels[i].replace("_", " ")
+            axes[i][0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+    return figure
+
+
+def category_examples(images: Category, per_kind: int = 6) -> Figure:
+    """Normal training images, then test images of each kind of defect, the masks outlined."""
+    chosen = np.linspace(0, len(images.train) - 1, min(per_kind, len(images.train))).astype(int)
+    rows, labels = [[images.train[i] for i in chosen]], ["normal (train)"]
+    masks: list[list[Tensor | None]] = [[None] * len(chosen)]
+    for defect in sorted(set(images.defects) - {"good"}):
+        found = [i for i, d in enumerate(images.defects) if d == defect][:per_kind]
+        rows.append([images.test[i] for i in found])
+        masks.append([None if images.masks is None else images.masks[i] for i in found])
+        labels.append(defect)
+    return image_grid(rows, labels, masks=masks)
+
+
+def training_curves(history: pd.DataFrame, n_classes: int) -> Figure:
+    """Loss and accuracy of the proxy task against updates, a line per seed, chance dashed."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 2.4))
+    chance = {"loss": np.log(n_classes), "accuracy": 1 / n_classes}
+    for axis, name in zip(axes, chance, strict=True):
+        for seed, part in history.groupby("seed"):
+            axis.plot(part["update"], part[name], lw=1, label=f"seed {seed}")
+        axis.axhline(chance[name], color=GREY, ls="--", lw=0.8, label="chance")
+        axis.set(xlabel="update", ylabel=name)
+    axes[1].legend(loc="lower right")
+    return figure
+
+
+def score_histograms(scores: pd.DataFrame, density: str) -> Figure:
+    """For each seed the scores of normal and anomalous test images, and one panel of ROC curves."""
+    test = scores[scores["split"] == "test"]
+    seeds = sorted(test["seed"].unique())
+    figure, axes = plt.subplots(1, len(seeds) + 1, figsize=(2.3 * (len(seeds) + 1), 2.3), squeeze=False)
+    roc = axes[0][-1]
+    for axis, seed in zip(axes[0], seeds, strict=False):
+        part = test[test["seed"] == seed]
+        bins = np.histogram_bin_edges(part[density], 20)
+        for label, color, name in ((0, NORMAL, "normal"), (1, ANOMALOUS, "anomalous")):
+            values = part.loc[part["label"] == label, density]
+            axis.hist(values, bins, color=color, alpha=0.6, label=name)
+        auc = roc_auc_score(part["label"], part[density])
+        axis.set(title=f"seed {seed}: AUC {100 * auc:.1f}", xlabel="anomaly score", yticks=[])
+        roc.plot(*roc_curve(part["label"], part[density])[:2], lw=1, label=f"seed {seed}")
+    axes[0][0].legend()
+    roc.plot([0, 1], [0, 1], color=GREY, ls="--", lw=0.8)
+    roc.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC", aspect="equal")
+    return figure
+
+
+def ranked_images(images: Category, scores: pd.DataFrame, density: str, seed: int = 0, n: int = 8) -> Figure:
+    """Test images by score, the mistakes of a ranking: normal ones that look most anomalous, anomalous
+    ones that look most normal, and the clearest of both."""
+    part = scores[(scores["split"] == "test") & (scores["seed"] == seed)].reset_index(drop=True)
+    order = part[density].sort_values().index
+    rank = pd.Series(np.arange(1, len(part) + 1), index=order)
+    normal, anomalous = ([i for i in order if part.loc[i, "label"] == k] for k in (0, 1))
+    rows = {
+        "anomalous,\nhighest scores": anomalous[::-1][:n],
+        "normal,\nhighest scores": normal[::-1][:n],
+        "anomalous,\nlowest scores": anomalous[:n],
+        "normal,\nlowest scores": normal[:n],
+    }
+    return image_grid(
+        [[images.test[i] for i in row] for row in rows.values()],
+        list(rows),
+        [[f"{part.loc[i, 'defect']}\nrank {rank[i]}/{len(part)}" for i in row] for row in rows.values()],
+        [[None if images.masks is None else images.masks[i] for i in row] for row in rows.values()],
+    )
+
+
+def detection(table: pd.DataFrame, methods: Sequence[str]) -> Figure:
+    """AUC of each method, a panel per category or average: ours with standard error, the paper's
+    value, and the untrained control as a line."""
+    groups = list(dict.fromkeys(table["group"]))
+    trained = [m for m in methods if m != "untrained"]
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(1.2 + 1.75 * len(groups), 3.2), sharey=True, squeeze=False
+    )
+    for axis, group in zip(axes[0], groups, strict=True):
+        part = table[table["group"] == group].set_index("method").reindex(methods)
+        x = np.arange(len(trained))
+        ours = part.loc[trained]
+        axis.errorbar(x, ours["mean"], ours["stderr"].fillna(0), fmt="o", color=BLUE, capsize=2, label="ours")
+        axis.plot(x, ours["paper"], "x", color=RED, label="paper")
+        if "untrained" in part.index:
+            axis.axhline(part.loc["untrained", "mean"], color=GREY, ls="--", lw=1, label="untrained")
+        of_all = (ours["paper_categories"] == "all of MVTec AD").any()
+        axis.set_title(group + ("\n(paper: all of MVTec AD)" if of_all else ""), fontsize=8)
+        axis.set_xticks(x, trained, rotation=90)
+        axis.set_xlim(-0.6, len(trained) - 0.4)
+        axis.grid(axis="y", lw=0.4)
+    axes[0][0].set_ylabel("image AUC (%)")
+    axes[0][-1].legend(loc="lower left", bbox_to_anchor=(1, 0))
+    return figure
+
+
+def auc_against_updates(points: pd.DataFrame, paper: dict[str, float]) -> Figure:
+    """AUC against updates of training, a panel per category and a line per image size; 0 updates is the
+    untrained network.
+
+    Args:
+        points: columns category, image_size, updates, seed, auc, as `report.curve_points` gives them.
+        paper: the paper's AUC by category, drawn as a line where it has one.
+    """
+    categories = list(dict.fromkeys(points["category"]))
+    figure, axes = plt.subplots(1, len(categories), figsize=(3 * len(categories), 2.8), squeeze=False)
+    for axis, category in zip(axes[0], categories, strict=True):
+        part = points[points["category"] == category]
+        sizes = sorted(part["image_size"].unique())
+        for size, color in zip(sizes, (ORANGE, BLUE, GREEN, PURPLE), strict=False):
+            line = part[part["image_size"] == size].groupby("updates")["auc"].agg(["mean", "std"])
+            axis.errorbar(
+                line.index,
+                line["mean"],
+                line["std"].fillna(0),
+                fmt="o-",
+                ms=4,
+                color=color,
+                label=f"{size} px",
+            )
+        if category in paper:
+            axis.axhline(paper[category], color=RED, ls="--", lw=1, label="paper, 65536 updates")
+        axis.set_xscale("symlog", linthresh=25)
+        ticks = sorted(points["updates"].unique())
+        axis.set_xticks(ticks, [str(t) for t in ticks], rotation=90)
+        axis.minorticks_off()
+        axis.set(title=category, xlabel="updates", ylabel="image AUC (%)")
+        axis.grid(axis="y", lw=0.4)
+    axes[0][0].legend()
+    return figure

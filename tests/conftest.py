@@ -1,0 +1,79 @@
+"""Fixtures: a tiny category in MVTec AD's layout, a tiny configuration, and the real data where they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cplib.config import Config, DataConfig, GdeConfig, TrainConfig
+
+SIZE = 40  # pixels of the tiny category's files
+
+
+def draw_image(seed: int, size: int = SIZE, hole: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """A smooth random image (size, size, 3), uint8, with a black square if wanted, and its mask, bool."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(60, 220, (4, 4, 3), dtype=np.uint8))
+    image = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)).copy()
+    mask = np.zeros((size, size), bool)
+    if hole:
+        row, col = rng.integers(0, size - size // 4, 2)
+        mask[row : row + size // 4, col : col + size // 4] = True
+        image[mask] = 0
+    return image, mask
+
+
+def write_category(
+    folder: Path, train: int = 6, good: int = 3, holes: int = 3, masks: bool = True, size: int = SIZE
+) -> Path:
+    """Write a category of smooth images, anomalous ones with a black square; returns its folder."""
+    places = [("train/good", i, False) for i in range(train)]
+    places += [("test/good", i, False) for i in range(good)]
+    places += [("test/hole", i, True) for i in range(holes)]
+    for number, (place, index, hole) in enumerate(places):
+        image, mask = draw_image(number, size, hole)
+        files = {folder / place / f"{index:03d}.png": image}
+        if hole and masks:
+            files[folder / "ground_truth/hole" / f"{index:03d}_mask.png"] = np.uint8(255) * mask
+        for path, pixels in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return folder
+
+
+@pytest.fixture
+def make_category() -> Callable[..., Path]:
+    """`write_category`, for tests that need a category of their own."""
+    return write_category
+
+
+@pytest.fixture
+def category(tmp_path: Path) -> Path:
+    """Folder of a tiny category `box` that the test may change: 6 normal images, 3 good, 3 with holes."""
+    return write_category(tmp_path / "data" / "box")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """Parameters of a run of about a second on the tiny category."""
+    return replace(
+        Config(),
+        data=DataConfig(str(tmp_path / "data"), 32, str(tmp_path / "cache")),
+        train=TrainConfig(updates=2, sources=2, precision="float32"),
+        gde=GdeConfig("ridge", ("ledoit_wolf", "ridge", "kde")),
+    )
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with categories of MVTec AD at 256 pixels, in the folder that CUTPASTE_DATA names."""
+    root = Path(os.environ.get("CUTPASTE_DATA") or "/nonexistent") / "mvtec_256"
+    if not root.is_dir():
+        pytest.skip("CUTPASTE_DATA names no folder with mvtec_256")
+    return root
