@@ -1,5 +1,5 @@
 """cplib: CutPaste (Li et al., CVPR 2021), self-supervised anomaly detection and localization.
 
 The way of the data, one module a step:
-`data` > `augment` > `model`, `train` > `gde` > `experiment` > `report`, `plots`.
+`data` > `color`, `patches`, `augment` > `model`, `train` > `gde` > `experiment` > `report`, `plots`.
 """

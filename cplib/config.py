@@ -228,9 +228,12 @@ def _check(config: Config) -> None:
 
     study = config.study
     need(study not in ("", ".", "..") and "/" not in study, "study", study, "a folder name")
-    need(config.seeds >= 1, "seeds", config.seeds, "at least 1")
+    # train.update_generator tells no more seeds and updates apart
+    most_seeds = 2**12
+    some = f"between 1 and {most_seeds}"
+    need(1 <= config.seeds <= most_seeds, "seeds", config.seeds, some)
     for key, value in config.seeds_of.items():
-        need(value >= 1, f"seeds_of.{key}", value, "at least 1")
+        need(1 <= value <= most_seeds, f"seeds_of.{key}", value, some)
     size = config.data.image_size
     need(32 <= size <= 1024, "data.image_size", size, "between 32 and 1024 pixels")
     for key in ("translate", "jitter", "patch_jitter"):
@@ -258,5 +261,6 @@ def _check(config: Config) -> None:
     for key, updates in config.curve.updates.items():
         good = key.isdigit() and 32 <= int(key) <= 1024
         need(good, "curve.updates", key, "by image size, between 32 and 1024 pixels")
-        need(min(updates, default=0) >= 0, f"curve.updates.{key}", updates, "0 or more")
-    need(config.curve.seeds >= 1, "curve.seeds", config.curve.seeds, "at least 1")
+        for value in updates:
+            need(0 <= value < 2**20, f"curve.updates.{key}", value, "from 0 to 1048575")
+    need(1 <= config.curve.seeds <= most_seeds, "curve.seeds", config.curve.seeds, some)

@@ -57,10 +57,10 @@ def _photograph(rng: Rng, rgb: Array) -> Array:
     n = len(rgb) // 2
     rgb = 0.25 * (rgb[::2, ::2] + rgb[1::2, ::2] + rgb[::2, 1::2] + rgb[1::2, 1::2])
     x, y = grid(n)
-    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.35)
+    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.25)
     light = 1 + strength * (math.cos(angle) * (x - 0.5) + math.sin(angle) * (y - 0.5))
     light = light - rng.uniform(0.05, 0.3) * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
-    rgb = scale(rgb, light * rng.uniform(0.85, 1.12)) * colour(1, 1, 1, rng)
+    rgb = scale(rgb, light * rng.uniform(0.9, 1.1)) * colour(1, 1, 1, rng)
     rgb = ndimage.gaussian_filter(rgb, (*(n / 128 * rng.uniform(0.3, 0.65),) * 2, 0))
     grain, tint = (rng.standard_normal((n, n, k), np.float32) for k in (1, 3))
     rgb = 255 * rgb + rng.uniform(1, 3) * (grain + 0.4 * tint)

@@ -124,13 +124,13 @@ def _scratch(flaw: Rng, t: Array, s: Array) -> Array:
 def _weave(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
     """Plain weave as a relief: threads wave over and under each other, the higher one is seen."""
     x, y = grid(n)
-    u, v = _rotate(x - 0.5, y - 0.5, rng.uniform(-7, 7))
-    pitch = rng.uniform(16, 18.5)  # threads per image width
+    u, v = _rotate(x - 0.5, y - 0.5, rng.uniform(-4, 4))
+    pitch = rng.uniform(22, 24)  # threads per image width
     u = pitch * (u + 0.005 * _smooth(rng, n, 4, 4)) + rng.uniform(64, 66)
     v = pitch * (v + 0.005 * _smooth(rng, n, 4, 4)) + rng.uniform(64, 66)
     i, j = u.astype(np.int16), v.astype(np.int16)
     width = rng.normal(0.9, 0.05, (2, 128)).astype(np.float32)
-    tone = rng.normal(1, 0.05, (2, 128)).astype(np.float32)
+    tone = rng.normal(1, 0.03, (2, 128)).astype(np.float32)
     across_u, across_v = 2 * (u - i - 0.5) / width[0][i], 2 * (v - j - 0.5) / width[1][j]
     gap_u, gap_v = np.float32(0.3) * (across_u**2 > 1), np.float32(0.3) * (across_v**2 > 1)
     over_u, over_v = (i % 2 - np.float32(0.5)), (j % 2 - np.float32(0.5))
@@ -155,19 +155,19 @@ def _weave(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
     slope_y, slope_x = np.gradient(relief, pitch / n)
     slope = np.clip(math.cos(light) * slope_x + math.sin(light) * slope_y, -5, 5)
     fibres = np.where(top, _streaks(rng, v, u, 1.2, 9), _streaks(rng, u, v, 1.2, 9))
-    shade = (0.72 + 0.25 * relief + 0.045 * slope) * (1 + 0.06 * fibres)
+    shade = (0.86 + 0.10 * relief + 0.015 * slope) * (1 + 0.06 * fibres)
     shade = np.clip(shade * np.where(top, tone[0][i], tone[1][j]), 0.12, 1.5)
-    yarn = colour(0.60, 0.55, 0.46, rng)
-    rgb = scale(np.where(top[..., None], yarn, colour(0.47, 0.47, 0.46, rng)), shade)
+    yarn = colour(0.36, 0.50, 0.70, rng)
+    rgb = scale(np.where(top[..., None], yarn, colour(0.25, 0.38, 0.62, rng)), shade)
 
     if defect == "cut":
         frayed = s + 0.006 * _smooth(flaw, n, 50, 50)
-        length, wide = flaw.uniform(0.12, 0.26), flaw.uniform(0.018, 0.03)
+        length, wide = flaw.uniform(0.16, 0.3), flaw.uniform(0.026, 0.042)
         slit, ends = _stroke(flaw, t, frayed, length, wide, 0.4 * wide)
         rgb = _over(_over(rgb, 0.5 * ends, 1.25 * yarn), 0.85 * slit, 0.16)
     if defect == "fibre":  # a loose end lies on the cloth and throws a shadow
         curl = flaw.uniform(0.01, 0.025) * np.sin(flaw.uniform(20, 34) * t + flaw.uniform(0, 6))
-        length, wide = flaw.uniform(0.2, 0.4), flaw.uniform(0.014, 0.022)
+        length, wide = flaw.uniform(0.22, 0.42), flaw.uniform(0.02, 0.03)
         end, shadow = _stroke(flaw, t, s + curl, length, wide, 0.012)
         rgb = _over(scale(rgb, 1 - 0.45 * shadow), 0.9 * end, flaw.uniform(0.9, 1.5) * yarn)
     return _stain(flaw, rgb, t, s) if defect == "stain" else rgb

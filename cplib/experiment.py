@@ -2,11 +2,7 @@
 
 python -m cplib.experiment --method cutpaste_3way --category bottle
 
-Results go to results/<study>:
-    runs/<method>/<category>/scores.csv     seed, split, image, defect, label, anomaly score of each density
-    runs/<method>/<category>/history.csv    seed, update, learning rate, loss and accuracy of the proxy task
-    runs/<method>/<category>/metrics.json   per seed: AUC of each density and what it takes to believe it
-    arrays/<method>/<category>/             per seed: embeddings (.npz, written last), weights (.safetensors)
+Its results go to the folder of the study, as cplib.study describes.
 """
 
 from __future__ import annotations
@@ -18,14 +14,11 @@ import hashlib
 import json
 import logging
 import os
-import platform
-import resource
 import shutil
-import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,27 +29,17 @@ import safetensors.torch
 import torch
 from sklearn.metrics import roc_auc_score
 
-from cplib import augment, color, data, gde, model, patches, train
+from cplib import augment, color, data, gde, machine, model, patches, train
 from cplib import config as configuration
 from cplib.config import Config, ConfigError
+from cplib.study import ExperimentError, curve_runs, study_folder
 
 log = logging.getLogger(__name__)
 
 # "untrained" is the control: the same network and density with random weights.
 METHODS: dict[str, tuple[str, ...]] = {**augment.TASKS, "untrained": ("normal",)}
-_BYTES_PER_SEED = 60 * 2**20  # weights, embeddings and a checkpoint's momentum, generously
-
-
-class ExperimentError(RuntimeError):
-    """A run cannot start or cannot be read; the message says why."""
-
-
 ERRORS = (ConfigError, data.DataError, gde.DensityError, ExperimentError, train.TrainingError)
-
-
-def study_folder(config: Config) -> Path:
-    """Folder of a study's results, relative to the repository."""
-    return Path("results") / config.study
+_BYTES_PER_SEED = 60 * 2**20  # weights, embeddings and a checkpoint's momentum, generously
 
 
 def run(
@@ -128,23 +111,6 @@ def run(
             old.unlink()
     _write_results(folder, arrays, config, method, images, n_seeds)
     return folder
-
-
-def curve_runs(config: Config) -> Iterator[tuple[Config, str, str, Path]]:
-    """Runs of the curves of AUC against updates, cheapest first: configuration, method, category, root."""
-    grid = [(int(s), u) for s, updates in config.curve.updates.items() for u in updates]
-    for size, updates in sorted(grid, key=lambda point: point[0] ** 2 * point[1]):
-        for method in config.curve.methods:
-            for category in config.categories:
-                point = replace(
-                    config,
-                    data=replace(config.data, image_size=size),
-                    train=replace(config.train, updates=updates),
-                    seeds=config.curve.seeds,
-                    seeds_of={},
-                )
-                root = study_folder(config) / "curve" / f"{size}px-{updates}"
-                yield point, method if updates else "untrained", category, root
 
 
 def run_curve(config: Config) -> None:
@@ -247,10 +213,10 @@ def _train_seed(
         )
     return {
         "seconds": round(time.perf_counter() - started, 1),
-        "device": _device_name(device),
+        "device": machine.device_name(device),
         "torch": torch.__version__,
-        "commit": _commit(),
-        "peak_memory_mib": _peak_memory_mib(device),
+        "commit": machine.commit(),
+        "peak_memory_mib": machine.peak_memory_mib(device),
     }
 
 
@@ -264,15 +230,6 @@ def _notes(folder: Path) -> dict[int, dict[str, Any]]:
 def _note(folder: Path, seed: int, note: dict[str, Any]) -> None:
     notes = {**_notes(folder), seed: {"seed": seed, **note}}
     _replace(folder / "metrics.json", json.dumps({"seeds": list(notes.values())}, indent=1))
-
-
-def load_embeddings(root: Path, method: str, category: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (n, 512) of the training and (m, 512) of the test images, float16, of a finished seed."""
-    path = root / "arrays" / method / category / f"seed{seed}.npz"
-    if not path.exists():
-        raise ExperimentError(f"{path}: not there; run the experiment first")
-    with np.load(path) as file:
-        return file["train"], file["test"]
 
 
 def _write_results(
@@ -327,36 +284,6 @@ def _replace(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     os.replace(partial, path)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _peak_memory_mib(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) >> 20
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

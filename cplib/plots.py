@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cplib.config import Config
 from cplib.data import Category
-from cplib.experiment import study_folder
+from cplib.study import study_folder
 
 # Okabe and Ito's palette, safe for colour-blind readers
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#7F7F7F"

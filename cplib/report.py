@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from cplib.config import Config
-from cplib.experiment import ExperimentError, curve_runs, study_folder
+from cplib.study import ExperimentError, curve_runs, load_scores, study_folder
 
 PUBLISHED = Path("results/published/published_results.csv")
 ENSEMBLE = "ensemble_3way"
@@ -21,23 +21,6 @@ def published(table: str) -> pd.DataFrame:
     """The paper's numbers of one table: columns group, method, auc and stderr in percent."""
     rows = pd.read_csv(PUBLISHED)
     return rows[rows["table"] == table][["group", "method", "auc", "stderr"]]
-
-
-def load_scores(config: Config, method: str, category: str) -> pd.DataFrame:
-    """Anomaly scores of one run, a row per seed and image.
-
-    Raises:
-        ExperimentError: the run is not there or lacks seeds of the grid; says how to get it.
-    """
-    path = study_folder(config) / "runs" / method / category / "scores.csv"
-    command = f"python -m cplib.experiment --method {method} --category {category}"
-    if not path.exists():
-        raise ExperimentError(f"{path}: not there; run {command}")
-    scores = pd.read_csv(path)
-    n_seeds = config.n_seeds(method, category)
-    if scores["seed"].nunique() < n_seeds:
-        raise ExperimentError(f"{path}: holds fewer than {n_seeds} seeds; run {command}")
-    return scores[scores["seed"] < n_seeds]
 
 
 def missing_runs(config: Config) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cplib.config import Config, DataConfig, GdeConfig, TrainConfig
@@ -68,6 +69,15 @@ def config(tmp_path: Path) -> Config:
         train=TrainConfig(updates=2, sources=2, precision="float32"),
         gde=GdeConfig("ridge", ("ledoit_wolf", "ridge", "kde")),
     )
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for tensors so small that more only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -163,6 +163,7 @@ for _suffix, _buffer in _IMAGES.items():
     Image.fromarray(smooth()).save(_buffer, Image.registered_extensions()[_suffix])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     suffix=st.sampled_from(sorted(data.SUFFIXES)),
@@ -339,7 +340,9 @@ def test_digest_depends_on_labels_and_masks(category):
 # --- the real data --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "train", "test"), [("bottle", 209, 83), ("pill", 267, 167), ("screw", 320, 160)])
+@pytest.mark.parametrize(
+    ("name", "train", "test"), [("bottle", 209, 83), ("pill", 267, 167), ("screw", 320, 160)]
+)
 def test_real_categories(real_data, name, train, test):
     images = load_category(real_data, name, 32)
     assert (len(images.train), len(images.test)) == (train, test)

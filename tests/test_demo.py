@@ -29,9 +29,7 @@ def drawn(tmp_path_factory) -> Path:
 def test_layout_is_that_of_mvtec_ad(drawn):
     expected = set()
     for category in demo.CATEGORIES:
-        expected |= {
-            f"{category}/{split}/good/00{i}.png" for split in ("train", "test") for i in (0, 1)
-        }
+        expected |= {f"{category}/{split}/good/00{i}.png" for split in ("train", "test") for i in (0, 1)}
         for kind in demo.DEFECTS[category]:
             expected |= {f"{category}/test/{kind}/00{i}.png" for i in (0, 1)}
             expected |= {f"{category}/ground_truth/{kind}/00{i}_mask.png" for i in (0, 1)}

@@ -1,4 +1,4 @@
-"""Densities: equal to a direct computation, ranks as scikit-learn's, no input without a score or a message."""
+"""Densities: equal to a direct computation, ranks as scikit-learn's, every input scored or named."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def test_kernel_density_is_the_mean_of_kernels(n, d):
     gamma = 10 / (normal.var() * d)
     log_kernels = -gamma * cdist(test, normal, "sqeuclidean") + d / 2 * np.log(gamma / np.pi)
     scores = fit_and_score("kde", normal, test)
-    np.testing.assert_allclose(scores, np.log(n) - logsumexp(log_kernels, axis=1), rtol=1e-9)
+    np.testing.assert_allclose(scores, np.log(n) - logsumexp(log_kernels, axis=1), rtol=1e-6)
     library = KernelDensity(bandwidth=(2 * gamma) ** -0.5).fit(normal)
-    np.testing.assert_allclose(scores, -library.score_samples(test), rtol=1e-9)
+    np.testing.assert_allclose(scores, -library.score_samples(test), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
@@ -102,14 +102,15 @@ def test_length_of_an_embedding_does_not_count(name, seed):
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 999))
 def test_order_of_images_and_rotation_of_the_space_do_not_count(name, seed):
-    """Mahalanobis distance and an isotropic kernel know no axes; a diagonal covariance does."""
+    """The Mahalanobis distance knows no axes; the kernel's bandwidth does (variance over all entries)."""
     rng = np.random.default_rng(seed)
     normal, test = cloud(30, 10, seed), cloud(30, 10, seed + 1)
     turn = ortho_group.rvs(10, random_state=seed)
     scores = fit_and_score(name, normal, test)
     np.testing.assert_allclose(fit_and_score(name, rng.permutation(normal), test), scores, rtol=1e-5)
-    np.testing.assert_allclose(fit_and_score(name, normal @ turn, test @ turn), scores, rtol=1e-5)
-    assert (fit_and_score(name, normal, test[::-1]) == scores[::-1]).mean() > 0.5
+    if name != "kde":
+        np.testing.assert_allclose(fit_and_score(name, normal @ turn, test @ turn), scores, rtol=1e-5)
+    np.testing.assert_allclose(fit_and_score(name, normal, test[::-1]), scores[::-1], rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", DENSITIES)

@@ -15,16 +15,19 @@ from cplib import augment, model, train
 from cplib.config import AugmentConfig, TrainConfig
 from cplib.train import TrainingError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 AUGMENT = AugmentConfig()
-TINY = TrainConfig(updates=4, sources=3, precision="float32")
+TINY = TrainConfig(updates=3, sources=2, precision="float32")
 TASK = augment.TASKS["cutpaste_3way"]
 
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    """(6, 3, 32, 32) uint8: smooth, each of another colour."""
+    """(6, 3, 32, 32) uint8: smooth and dark, each of another colour."""
     coarse = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    return (50 + 150 * torch.nn.functional.interpolate(coarse, size=32, mode="bicubic")).clamp(0, 255).byte()
+    smooth = torch.nn.functional.interpolate(coarse, size=32, mode="bicubic")
+    return (10 + 50 * smooth).clamp(0, 255).byte()
 
 
 def fit(images: Tensor, config: TrainConfig = TINY, seed: int = 0, task=TASK, **options):
@@ -41,14 +44,15 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 @pytest.mark.slow
 def test_learns_to_see_a_cutout(images):
-    config = replace(TINY, updates=100, sources=6)
+    config = replace(TINY, updates=40, sources=6)
     net, history = fit(images, config, task=("normal", "cutout"))
     assert history[-1]["loss"] < 0.1 < history[0]["loss"]
     assert np.mean([row["accuracy"] for row in history[-10:]]) > 0.95
-    # and the classifier tells the two classes apart in evaluation mode, on augmentations it has not seen
-    batch, labels = augment.make_batch(images, ("normal", "cutout"), AUGMENT, train.update_generator(9, 9))
+    # The classifier also tells the classes apart in evaluation mode, on augmentations it has not seen
+    sources = images.repeat(10, 1, 1, 1)
+    batch, labels = augment.make_batch(sources, ("normal", "cutout"), AUGMENT, train.update_generator(9, 9))
     with torch.inference_mode():
-        assert (net(batch).argmax(1) == labels).float().mean() > 0.9
+        assert (net(batch).argmax(1) == labels).float().mean() > 0.75
 
 
 def test_every_weight_learns(images):
@@ -70,7 +74,7 @@ def test_learning_rate_is_one_cosine_cycle(images):
     assert (np.diff(rates) < 0).all()
     np.testing.assert_allclose(rates, 0.25 + 0.25 * np.cos(np.linspace(0, math.pi, 201)))
     _, history = fit(images)
-    assert [row["learning_rate"] for row in history] == [train.learning_rate(u, TINY) for u in range(4)]
+    assert [row["learning_rate"] for row in history] == [train.learning_rate(u, TINY) for u in range(3)]
 
 
 def test_optimizer_uses_the_rate_of_its_update(images, monkeypatch):
@@ -83,7 +87,7 @@ def test_optimizer_uses_the_rate_of_its_update(images, monkeypatch):
 
     monkeypatch.setattr(torch.optim.SGD, "step", spy)
     fit(images)
-    assert seen == [(train.learning_rate(u, TINY), 0.9, 0.00003) for u in range(4)]
+    assert seen == [(train.learning_rate(u, TINY), 0.9, 0.00003) for u in range(3)]
 
 
 def test_history_has_means_over_the_updates_between_its_rows(images, monkeypatch):
@@ -109,9 +113,9 @@ def test_a_batch_holds_one_view_per_class_of_each_source(images, monkeypatch):
     monkeypatch.setattr(augment, "make_batch", spy)
     fit(images)
     for sources, batch, labels in batches:
-        assert len(sources) == 3 and batch.shape == (9, 3, 32, 32)
-        assert labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
-        assert len({image.numpy().tobytes() for image in sources}) == 3  # none twice
+        assert len(sources) == 2 and batch.shape == (6, 3, 32, 32)
+        assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+        assert not torch.equal(*sources)  # none twice
     assert not torch.equal(batches[0][1], batches[1][1])
 
 
@@ -129,6 +133,21 @@ def test_a_seed_repeats_to_the_bit_and_two_seeds_differ(images):
     (first, history), (again, history_again), (other, _) = fit(images), fit(images), fit(images, seed=1)
     assert same(first, again) and history == history_again
     assert not same(first, other)
+
+
+def test_every_seed_and_update_has_its_own_draws():
+    """CPU generators use 32 bits of their seed only: seeds told apart by higher bits draw the same."""
+    draws = {}
+    for seed in (0, 1, 2, 4095):
+        for update in (0, 1, 2, 65535, 2**20 - 1):
+            draw = tuple(
+                torch.randint(0, 2**31, (4,), generator=train.update_generator(seed, update)).tolist()
+            )
+            assert draw not in draws, (seed, update, draws[draw])
+            draws[draw] = seed, update
+    for seed, update in ((4096, 0), (-1, 0), (0, 2**20)):
+        with pytest.raises(ValueError, match=f"seed {seed} .* update {update}"):
+            train.update_generator(seed, update)
 
 
 def test_global_random_state_neither_matters_nor_changes(images):
@@ -171,8 +190,7 @@ def fit_interrupted_at(update: int, images: Tensor, monkeypatch, **options) -> N
             fit(images, **options)
 
 
-@pytest.mark.parametrize("rows", [100, 2])
-@pytest.mark.parametrize("moments", [[1], [3], [2, 1], [0, 1, 1, 1]])
+@pytest.mark.parametrize(("rows", "moments"), [(100, [2]), (1, [1, 1]), (2, [0, 1])])
 def test_resumed_equals_uninterrupted_to_the_bit(images, tmp_path, monkeypatch, moments, rows):
     """Also with an interruption between two rows of history, whose sums have to survive."""
     monkeypatch.setattr(train, "HISTORY_ROWS", rows)
@@ -186,10 +204,10 @@ def test_resumed_equals_uninterrupted_to_the_bit(images, tmp_path, monkeypatch, 
 
 def test_resuming_trains_only_what_is_left(images, tmp_path, monkeypatch, caplog):
     options = dict(checkpoint=tmp_path / "c.checkpoint", checkpoint_seconds=-1.0)
-    fit_interrupted_at(3, images, monkeypatch, **options)
+    fit_interrupted_at(2, images, monkeypatch, **options)
     with caplog.at_level(logging.INFO):
         fit_interrupted_at(0, images, monkeypatch, **options)
-    assert "at update 3 of 4" in caplog.text
+    assert "at update 2 of 3" in caplog.text
     make, calls = augment.make_batch, []
     monkeypatch.setattr(augment, "make_batch", lambda *a: calls.append(1) or make(*a))
     fit(images, **options)
@@ -224,7 +242,7 @@ def test_damaged_checkpoint_is_named(images, tmp_path, monkeypatch, keep):
     fit_interrupted_at(1, images, monkeypatch, checkpoint=path, checkpoint_seconds=-1.0)
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
-    with pytest.raises(TrainingError, match=rf"{path}: damaged checkpoint .*delete it"):
+    with pytest.raises(TrainingError, match=rf"(?s){path}: damaged checkpoint .*delete it"):
         fit(images, checkpoint=path)
 
 

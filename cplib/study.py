@@ -1,0 +1,71 @@
+"""A study's folder: where its runs are, which there are, and what they hold.
+
+results/<study>/runs/<method>/<category>/scores.csv     seed, split, image, defect, label, score per density
+results/<study>/runs/<method>/<category>/history.csv    seed, update, learning rate, loss, accuracy
+results/<study>/runs/<method>/<category>/metrics.json   per seed: AUC, and what it takes to believe it
+results/<study>/arrays/<method>/<category>/             per seed: embeddings (.npz), weights (.safetensors)
+results/<study>/curve/<size>px-<updates>/               the same, for the curves of AUC against updates
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cplib.config import Config
+
+
+class ExperimentError(RuntimeError):
+    """A run cannot start or cannot be read; the message says why."""
+
+
+def study_folder(config: Config) -> Path:
+    """Folder of a study's results, relative to the repository."""
+    return Path("results") / config.study
+
+
+def curve_runs(config: Config) -> Iterator[tuple[Config, str, str, Path]]:
+    """Runs of the curves of AUC against updates, cheapest first: configuration, method, category, root."""
+    grid = [(int(s), u) for s, updates in config.curve.updates.items() for u in updates]
+    for size, updates in sorted(grid, key=lambda point: point[0] ** 2 * point[1]):
+        for method in config.curve.methods:
+            for category in config.categories:
+                point = replace(
+                    config,
+                    data=replace(config.data, image_size=size),
+                    train=replace(config.train, updates=updates),
+                    seeds=config.curve.seeds,
+                    seeds_of={},
+                )
+                root = study_folder(config) / "curve" / f"{size}px-{updates}"
+                yield point, method if updates else "untrained", category, root
+
+
+def load_embeddings(root: Path, method: str, category: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (n, 512) of the training and (m, 512) of the test images, float16, of a finished seed."""
+    path = root / "arrays" / method / category / f"seed{seed}.npz"
+    if not path.exists():
+        raise ExperimentError(f"{path}: not there; run the experiment first")
+    with np.load(path) as file:
+        return file["train"], file["test"]
+
+
+def load_scores(config: Config, method: str, category: str) -> pd.DataFrame:
+    """Anomaly scores of one run, a row per seed and image.
+
+    Raises:
+        ExperimentError: the run is not there or lacks seeds of the grid; says how to get it.
+    """
+    path = study_folder(config) / "runs" / method / category / "scores.csv"
+    command = f"python -m cplib.experiment --method {method} --category {category}"
+    if not path.exists():
+        raise ExperimentError(f"{path}: not there; run {command}")
+    scores = pd.read_csv(path)
+    n_seeds = config.n_seeds(method, category)
+    if scores["seed"].nunique() < n_seeds:
+        raise ExperimentError(f"{path}: holds fewer than {n_seeds} seeds; run {command}")
+    return scores[scores["seed"] < n_seeds]

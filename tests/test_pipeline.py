@@ -1,0 +1,110 @@
+"""The pipeline for real: every notebook executed by DVC at tiny size; the committed results are current."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "study": "tiny",
+    "methods": ["untrained", "cutpaste_3way"],
+    "categories": ["weave"],
+    "textures": ["weave"],
+    "seeds": 2,
+    "seeds_of": {},
+    "data": {"root": "data/demo", "image_size": 32, "cache": "data/cache"},
+    "demo": {"size": 48, "train": 8, "test_good": 3, "test_defect": 1, "seed": 0},
+}
+
+
+def run(command, folder):
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=dict(os.environ, DVC_NO_ANALYTICS="1")
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def tiny_study(tmp_path_factory):
+    """A copy of the repository's tracked files with a grid of two runs, reproduced."""
+    folder = tmp_path_factory.mktemp("clone") / "study"
+    files = run(["git", "ls-files", "-co", "--exclude-standard"], ROOT).splitlines()
+    for name in files:
+        if name.startswith("results/") and not name.startswith("results/published"):
+            continue
+        if name == "dvc.lock" or not (ROOT / name).exists():
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    params = yaml.safe_load((folder / "params/demo.yaml").read_text()) | TINY
+    params["train"] |= {"updates": 4, "sources": 4}
+    params["curve"] = {"methods": ["cutpaste_3way"], "updates": {32: [0, 2, 4]}, "seeds": 1}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    run(["git", "init", "-q"], folder)
+    run(["dvc", "repro"], folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_repro_executes_every_notebook(tiny_study):
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        outputs = list((tiny_study / "results/tiny/notebooks").glob(f"**/{path.stem}.ipynb"))
+        if path.stem == "experiment":
+            outputs = list((tiny_study / "results/tiny/notebooks/experiment").glob("*.ipynb"))
+            assert len(outputs) == 2
+        assert outputs, path
+        for output in outputs:
+            notebook = nbformat.read(output, 4)
+            kinds = {o.output_type for c in notebook.cells for o in c.get("outputs", [])}
+            assert "error" not in kinds
+            assert kinds, output
+            assert str(tiny_study) not in output.read_text()
+
+
+@pytest.mark.slow
+def test_second_repro_has_nothing_to_do(tiny_study):
+    assert "Running stage" not in run(["dvc", "repro"], tiny_study)
+
+
+@pytest.mark.slow
+def test_repeated_runs_give_the_same_bytes(tiny_study):
+    lock = (tiny_study / "dvc.lock").read_text()
+    run(["dvc", "repro", "-f", "-s", "experiment@cutpaste_3way-weave", "table1_detection"], tiny_study)
+    assert (tiny_study / "dvc.lock").read_text() == lock
+
+
+@pytest.mark.slow
+def test_table_holds_ours_and_the_paper(tiny_study):
+    table = pd.read_csv(tiny_study / "results/tiny/tables/table1_detection.csv")
+    ours = table[table["group"] == "weave"].set_index("method")
+    assert set(ours.index) == {"untrained", "cutpaste_3way", "ensemble_3way"}
+    assert ours.loc["cutpaste_3way", "n"] == 2
+    average = table[table["group"] == "texture"].set_index("method")
+    assert average.loc["cutpaste_3way", "paper"] == 97.0
+
+
+@pytest.mark.slow
+def test_command_line_agrees_with_the_notebook(tiny_study):
+    scores = tiny_study / "results/tiny/runs/cutpaste_3way/weave/scores.csv"
+    before = scores.read_bytes()
+    shutil.rmtree(tiny_study / "results/tiny/arrays/cutpaste_3way")
+    command = "python -m cplib.experiment --method cutpaste_3way --category weave"
+    run(command.split(), tiny_study)
+    assert scores.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_committed_results_belong_to_the_committed_sources():
+    told = run(["dvc", "repro", "--dry", "--allow-missing"], ROOT)
+    assert "Running stage" not in told, told
+
+
+def test_default_study_is_the_demo():
+    assert (ROOT / "params.yaml").read_text() == (ROOT / "params/demo.yaml").read_text()
