@@ -136,18 +136,25 @@ def _shift_hue(x: Tensor, shift: Tensor) -> None:
     """Turn the hue by `shift` turns. Maximum and minimum of a pixel stay, so no full HSV is needed:
     each channel is minimum + chroma * (a trapezoid of the hue, which is in sixths of a turn here)."""
     r, g, b = x.unbind(0)
-    is_green = g > r
-    high = torch.maximum(r, g)
-    is_blue = b > high
-    high = torch.maximum(high, b)
-    low = torch.minimum(r, g)
+    green, blue, chroma, low, hue, part = x.new_empty(6, *x.shape[1:]).unbind(0)
+    # 1.0 where green or blue is the largest. Sums of products with these masks are exact and, on a CPU,
+    # several times faster than `where`, which is not vectorised
+    torch.gt(g, r, out=green)
+    torch.maximum(r, g, out=chroma)
+    torch.gt(b, chroma, out=blue)
+    torch.gt(green, blue, out=green)
+    torch.maximum(chroma, b, out=chroma)
+    torch.minimum(r, g, out=low)
     torch.minimum(low, b, out=low)
-    chroma = high.sub_(low)
+    chroma.sub_(low)
     # offset and difference of the sector of the largest channel: red 0, g-b; green 2, b-r; blue 4, r-g
-    hue = torch.where(is_blue, r - g, torch.where(is_green, b - r, g - b))
-    hue.div_(chroma.clamp(min=1e-12))
-    hue.add_(torch.where(is_blue, 4.0, torch.where(is_green, 2.0, 0.0))).add_(shift * 6)
-    hue.sub_((hue / 6).floor_(), alpha=6)
+    torch.add(green, blue, out=part).neg_().add_(1)
+    torch.sub(g, b, out=hue).mul_(part)
+    hue.addcmul_(torch.sub(b, r, out=part), green)
+    hue.addcmul_(torch.sub(r, g, out=part), blue)
+    hue.div_(torch.clamp(chroma, min=1e-12, out=part))
+    hue.add_(green, alpha=2).add_(blue, alpha=4).add_(shift * 6)
+    hue.sub_(torch.div(hue, 6, out=part).floor_(), alpha=6)
     torch.sub(hue, 3, out=r).abs_().sub_(1)
     torch.sub(hue, 2, out=g).abs_().neg_().add_(2)
     torch.sub(hue, 4, out=b).abs_().neg_().add_(2)

@@ -34,19 +34,20 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from cplib.demo_scenes import SCENES, Array, Rng, colour, grid, scale
+from cplib.demo_drawing import Array, Rng, grid, scale
+from cplib.demo_scenes import SCENES
 
 log = logging.getLogger(__name__)
 
 TEXTURES = ("weave", "board")
 CATEGORIES = (*TEXTURES, "plate")
 DEFECTS = {
-    "weave": ("cut", "fibre", "missing_thread", "slub", "stain"),
-    "board": ("crack", "hole", "plug", "scratch", "stain"),
-    "plate": ("chip", "cut_cable", "misprint", "missing_screw", "scratch"),
+    "weave": ("cut", "missing_thread", "patch", "slub", "stain"),
+    "board": ("crack", "hole", "inlay", "scratch", "stain"),
+    "plate": ("chip", "label", "misprint", "missing_screw", "scratch"),
 }
 MASK_THRESHOLD = 4  # grey levels (of 255) in any channel; a smaller change drowns in the noise
-AREA_RANGE = (0.002, 0.05)  # of the image; a defect whose mask falls outside is drawn again
+AREA_RANGE = (0.002, 0.16)  # of the image; a defect whose mask falls outside is drawn again
 
 
 # --- camera and files ----------------------------------------------------------------------------
@@ -57,10 +58,11 @@ def _photograph(rng: Rng, rgb: Array) -> Array:
     n = len(rgb) // 2
     rgb = 0.25 * (rgb[::2, ::2] + rgb[1::2, ::2] + rgb[::2, 1::2] + rgb[1::2, 1::2])
     x, y = grid(n)
-    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.25)
+    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.4)
     light = 1 + strength * (math.cos(angle) * (x - 0.5) + math.sin(angle) * (y - 0.5))
     light = light - rng.uniform(0.05, 0.3) * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
-    rgb = scale(rgb, light * rng.uniform(0.9, 1.1)) * colour(1, 1, 1, rng)
+    white_balance = np.float32(rng.normal(1, 0.08, 3))
+    rgb = scale(rgb, light * rng.uniform(0.75, 1.15)) * white_balance
     rgb = ndimage.gaussian_filter(rgb, (*(n / 128 * rng.uniform(0.3, 0.65),) * 2, 0))
     grain, tint = (rng.standard_normal((n, n, k), np.float32) for k in (1, 3))
     rgb = 255 * rgb + rng.uniform(1, 3) * (grain + 0.4 * tint)

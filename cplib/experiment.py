@@ -24,12 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import safetensors.torch
 import torch
-from sklearn.metrics import roc_auc_score
 
-from cplib import augment, color, data, gde, machine, model, patches, train
+from cplib import augment, color, data, gde, machine, model, patches, record, train
 from cplib import config as configuration
 from cplib.config import Config, ConfigError
 from cplib.study import ExperimentError, curve_runs, study_folder
@@ -65,7 +63,7 @@ def run(
         reuse: folder like `root` that may hold seeds trained in just this way; they are copied.
 
     Returns:
-        The folder of scores.csv, history.csv and metrics.json.
+        The folder of scores.csv, history.csv, densities.csv and metrics.json.
 
     Raises:
         ConfigError, DataError, DensityError, ExperimentError, TrainingError: bad input, before or during
@@ -98,18 +96,22 @@ def run(
         if reuse is not None:
             found = reuse / "arrays" / method / category / path.name
             if _is_finished(found, key, with_weights=False):
-                _note(folder, seed, _notes(reuse / "runs" / method / category).get(seed, {}))
+                record.add_note(
+                    folder, seed, record.read_notes(reuse / "runs" / method / category).get(seed, {})
+                )
                 shutil.copyfile(found, path.with_suffix(".partial"))
                 os.replace(path.with_suffix(".partial"), path)
                 continue
         _check_disk(arrays)
+        if path.exists():  # of other parameters: the scores of these are none of what is made now
+            (folder / "scores.csv").unlink(missing_ok=True)
         log.info("%s on %s, seed %d of %d, %s", method, category, seed, n_seeds, device)
         note = _train_seed(config, method, images, seed, key, path, device, keep_weights)
-        _note(folder, seed, note)
+        record.add_note(folder, seed, note)
         os.replace(path.with_suffix(".partial"), path)
         for old in arrays.glob(f"seed{seed}-*.checkpoint"):
             old.unlink()
-    _write_results(folder, arrays, config, method, images, n_seeds)
+    record.write_results(folder, arrays, config, method, images, n_seeds)
     return folder
 
 
@@ -218,72 +220,6 @@ def _train_seed(
         "commit": machine.commit(),
         "peak_memory_mib": machine.peak_memory_mib(device),
     }
-
-
-def _notes(folder: Path) -> dict[int, dict[str, Any]]:
-    """What metrics.json notes of each seed, by seed."""
-    path = folder / "metrics.json"
-    seeds = json.loads(path.read_text())["seeds"] if path.exists() else []
-    return {entry["seed"]: entry for entry in seeds}
-
-
-def _note(folder: Path, seed: int, note: dict[str, Any]) -> None:
-    notes = {**_notes(folder), seed: {"seed": seed, **note}}
-    _replace(folder / "metrics.json", json.dumps({"seeds": list(notes.values())}, indent=1))
-
-
-def _write_results(
-    folder: Path, arrays: Path, config: Config, method: str, images: data.Category, n_seeds: int
-) -> None:
-    """Scores, history and metrics of all seeds, from the arrays; each file replaced as a whole."""
-    scores, histories, metrics, notes = [], [], [], _notes(folder)
-    for seed in range(n_seeds):
-        with np.load(arrays / f"seed{seed}.npz") as file:
-            normal, test = file["train"], file["test"]
-            key, history = str(file["fingerprint"]), json.loads(str(file["history"]))
-        table = pd.DataFrame(
-            {
-                "seed": seed,
-                "split": ["train"] * len(normal) + ["test"] * len(test),
-                "image": [*images.train_files, *images.test_files],
-                "defect": ["good"] * len(normal) + list(images.defects),
-                "label": [0] * len(normal) + images.labels.int().tolist(),
-            }
-        )
-        auc = {}
-        for name in config.gde.densities:
-            density = gde.density(name).fit(normal)
-            on_test = density.score_samples(test) if len(test) else np.empty(0)
-            table[name] = np.concatenate([density.score_samples(normal), on_test])
-            if images.labels.any() and not images.labels.all():
-                auc[name] = round(float(roc_auc_score(images.labels, on_test)), 6)
-        scores.append(table)
-        rows = pd.DataFrame(history, columns=["update", "learning_rate", "loss", "accuracy"])
-        rows.insert(0, "seed", seed)
-        histories.append(rows)
-        metrics.append({**notes.get(seed, {}), "seed": seed, "auc": auc, "fingerprint": key})
-    summary = {
-        "method": method,
-        "category": images.name,
-        "updates": config.train.updates,
-        "sources": config.train.sources,
-        "image_size": config.data.image_size,
-        "source_size": list(images.source_size),
-        "train_images": len(images.train),
-        "test_images": len(images.test),
-        "data": images.digest,
-        "seeds": metrics,
-    }
-    # Log-densities are large and differ little: with 6 digits, ties moved the AUC by up to 0.03
-    _replace(folder / "scores.csv", pd.concat(scores).to_csv(index=False, float_format="%.12g"))
-    _replace(folder / "history.csv", pd.concat(histories).to_csv(index=False, float_format="%.6g"))
-    _replace(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.covariance import EmpiricalCovariance, LedoitWolf
 from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import KFold
 from sklearn.neighbors import KernelDensity
 
 RIDGE = 1e-6
@@ -28,6 +29,10 @@ class Density(Protocol):
 
     def score_samples(self, embeddings: np.ndarray) -> np.ndarray:
         """Anomaly scores (n,), float64, higher where more anomalous. Not a log-likelihood."""
+        ...
+
+    def log_density(self, embeddings: np.ndarray) -> np.ndarray:
+        """Natural logarithm of the density (n,), float64: comparable between densities."""
         ...
 
 
@@ -78,6 +83,11 @@ class GaussianDensity:
         difference = normalized(embeddings, len(self.covariance.location_)) - self.covariance.location_
         return np.einsum("nd,dn->n", difference, cho_solve(self._factor, difference.T))
 
+    def log_density(self, embeddings: np.ndarray) -> np.ndarray:
+        diagonal = np.diag(self._factor[0])
+        constant = 2 * np.log(diagonal).sum() + len(diagonal) * np.log(2 * np.pi)
+        return -0.5 * (self.score_samples(embeddings) + constant)
+
 
 class KernelDensityScore:
     """Kernel density with a Gaussian kernel exp(-gamma |x - y|^2), gamma = 10 / (variance * d), as in
@@ -90,7 +100,10 @@ class KernelDensityScore:
         return self
 
     def score_samples(self, embeddings: np.ndarray) -> np.ndarray:
-        return -self._density.score_samples(normalized(embeddings, self._density.n_features_in_))
+        return -self.log_density(embeddings)
+
+    def log_density(self, embeddings: np.ndarray) -> np.ndarray:
+        return self._density.score_samples(normalized(embeddings, self._density.n_features_in_))
 
 
 class MixtureDensity:
@@ -111,12 +124,15 @@ class MixtureDensity:
         return self
 
     def score_samples(self, embeddings: np.ndarray) -> np.ndarray:
-        return -self._mixture.score_samples(normalized(embeddings, self._mixture.n_features_in_))
+        return -self.log_density(embeddings)
+
+    def log_density(self, embeddings: np.ndarray) -> np.ndarray:
+        return self._mixture.score_samples(normalized(embeddings, self._mixture.n_features_in_))
 
 
 DENSITIES: dict[str, Callable[[], Density]] = {
-    "ledoit_wolf": lambda: GaussianDensity(LedoitWolf()),
-    "ridge": lambda: GaussianDensity(EmpiricalCovariance(), ridge=RIDGE),
+    "ledoit_wolf": lambda: GaussianDensity(LedoitWolf(store_precision=False)),
+    "ridge": lambda: GaussianDensity(EmpiricalCovariance(store_precision=False), ridge=RIDGE),
     "kde": KernelDensityScore,
     "mixture": MixtureDensity,
 }
@@ -127,3 +143,14 @@ def density(name: str) -> Density:
     if name not in DENSITIES:
         raise DensityError(f"unknown density {name!r}; known: {', '.join(DENSITIES)}")
     return DENSITIES[name]()
+
+
+def held_out_log_density(name: str, embeddings: np.ndarray, folds: int = 5) -> float:
+    """Mean log-density of normal images that the density was not fitted to, by cross-validation.
+
+    It compares densities on training images alone: the one that is higher describes normal images better.
+    Each fold needs at least 2 images to fit.
+    """
+    parts = KFold(min(folds, len(embeddings)), shuffle=True, random_state=0).split(embeddings)
+    logs = [density(name).fit(embeddings[a]).log_density(embeddings[b]) for a, b in parts]
+    return float(np.concatenate(logs).mean())

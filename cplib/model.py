@@ -49,5 +49,5 @@ class ProxyClassifier(nn.Module):
 def build(n_classes: int, seed: int, head_layers: int = 1, normalize: str = "imagenet") -> nn.Module:
     """A `ProxyClassifier` with random weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         return ProxyClassifier(n_classes, head_layers, normalize)

@@ -96,6 +96,26 @@ def _auc(labels: Sequence[int], scores: Sequence[float]) -> float:
     return 100 * float(roc_auc_score(labels, scores))
 
 
+def density_choice(config: Config) -> pd.DataFrame:
+    """Each density averaged over the runs of the grid: AUC in percent, and the log-density of held-out
+    normal training images, by which a density can be chosen without a look at test images.
+
+    Returns:
+        Columns density, runs, auc, held_out_log_density; a row per density.
+    """
+    absent, parts = set(missing_runs(config)), []
+    for method in config.methods:
+        for category in config.categories:
+            if f"{method}-{category}" not in absent:
+                folder = study_folder(config) / "runs" / method / category
+                parts.append(pd.read_csv(folder / "densities.csv"))
+    groups = pd.concat(parts).groupby("density", sort=False)
+    table = groups[["auc", "held_out_log_density"]].mean()
+    table["auc"] *= 100
+    table.insert(0, "runs", groups.size())
+    return table.reset_index()
+
+
 def standard_error(values: pd.Series) -> float:
     """Standard error of the mean; not a number for fewer than two values."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")

@@ -2,6 +2,7 @@
 
 results/<study>/runs/<method>/<category>/scores.csv     seed, split, image, defect, label, score per density
 results/<study>/runs/<method>/<category>/history.csv    seed, update, learning rate, loss, accuracy
+results/<study>/runs/<method>/<category>/densities.csv  seed, density, AUC, held-out log-density
 results/<study>/runs/<method>/<category>/metrics.json   per seed: AUC, and what it takes to believe it
 results/<study>/arrays/<method>/<category>/             per seed: embeddings (.npz), weights (.safetensors)
 results/<study>/curve/<size>px-<updates>/               the same, for the curves of AUC against updates

@@ -204,7 +204,7 @@ def _load_checkpoint(path: Path, fingerprint: str, device: torch.device) -> dict
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
         raise TrainingError(f"{path}: damaged checkpoint ({error}); delete it to start anew") from None
-    if state.get("fingerprint") != fingerprint:
+    if not isinstance(state, dict) or state.get("fingerprint") != fingerprint:
         raise TrainingError(
             f"{path}: checkpoint of another configuration; delete it to start anew, or restore the "
             "parameters and sources that it was made with"
