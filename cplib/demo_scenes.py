@@ -76,7 +76,7 @@ def _weave(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
     # bands of dyed and of undyed threads make checks
     dyed, undyed = colour(0.16, 0.30, 0.58, rng), colour(0.80, 0.77, 0.68, rng)
     threads = np.where(top, i, j)
-    yarn = np.where((threads // 4 % 2)[..., None] == 0, dyed, undyed)
+    yarn = np.where((threads // 7 % 2)[..., None] == 0, dyed, undyed)
     rgb = scale(yarn, shade)
 
     if defect == "patch":  # its hem throws a shadow
