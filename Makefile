@@ -1,7 +1,8 @@
 # Two commands on a bare machine with Python 3.11 and make: `make repro` and `make test`.
+# a shell of its own, so that the exported PATH holds for every recipe
+SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV ?= .venv
-PARALLEL ?= 2
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1

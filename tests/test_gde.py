@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
-from scipy.stats import ortho_group, rankdata
+from scipy.stats import multivariate_normal, ortho_group, rankdata
 from sklearn.covariance import LedoitWolf
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
@@ -197,3 +197,20 @@ def test_unknown_density_is_named():
 def test_every_call_gives_a_new_density():
     first, second = density("ridge").fit(cloud(20, 4)), density("ridge").fit(cloud(20, 4, 1))
     assert not np.allclose(first.score_samples(np.eye(4)), second.score_samples(np.eye(4)))
+
+
+@pytest.mark.parametrize("name", ["ledoit_wolf", "ridge"])
+def test_log_density_of_a_gaussian_equals_scipy(name):
+    x = np.random.default_rng(0).normal(size=(40, 5))
+    fitted = gde.density(name).fit(x)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    covariance = fitted.covariance.covariance_ + max(fitted.ridge, 1e-12) * np.eye(5)
+    expected = multivariate_normal(fitted.covariance.location_, covariance).logpdf(unit)
+    np.testing.assert_allclose(fitted.log_density(x), expected, rtol=1e-6)
+
+
+def test_held_out_log_density_prefers_the_density_that_generalises():
+    # far fewer images than dimensions: an unshrunk covariance knows only the directions that it has seen
+    x = np.random.default_rng(0).normal(size=(30, 200)) + 1
+    values = {name: gde.held_out_log_density(name, x) for name in ("ledoit_wolf", "ridge")}
+    assert values["ledoit_wolf"] > values["ridge"]

@@ -1,0 +1,144 @@
+"""Tables say what the files of the runs hold, and nothing else."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from cplib import report
+from cplib.config import Config
+from cplib.study import ExperimentError, curve_runs, load_scores
+
+ROOT = Path(__file__).parent.parent
+METHODS = ("untrained", "cutpaste", "cutpaste_3way")
+
+
+def write_run(root, method, category, n_seeds, shift):
+    """A run with Gaussian scores, those of anomalous images higher by `shift`."""
+    rng = np.random.default_rng(len(method) * 100 + len(category))
+    rows = []
+    for seed in range(n_seeds):
+        for split, label, n in (("train", 0, 20), ("test", 0, 15), ("test", 1, 15)):
+            defect = "crack" if label else "good"
+            scores = rng.normal(shift * label, 1, n)
+            rows += [
+                (seed, split, f"{split}/{defect}/{k}.png", defect, label, s) for k, s in enumerate(scores)
+            ]
+    folder = root / "runs" / method / category
+    folder.mkdir(parents=True)
+    columns = ["seed", "split", "image", "defect", "label", "ridge"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "scores.csv", index=False)
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "PUBLISHED", ROOT / "results/published/published_results.csv")
+    config = Config(study="s", methods=METHODS, categories=("bottle", "wood"), textures=("wood",), seeds=3)
+    config = replace(config, gde=replace(config.gde, density="ridge", densities=("ridge",)))
+    for method, shift in zip(METHODS, (0.5, 1.0, 4.0), strict=True):
+        for category in config.categories:
+            write_run(Path("results/s"), method, category, 3, shift)
+    return config
+
+
+def test_aucs_are_those_of_scikit_learn(study):
+    aucs = report.seed_aucs(study).set_index(["method", "category", "seed"])["auc"]
+    scores = load_scores(study, "cutpaste", "wood")
+    part = scores[(scores["split"] == "test") & (scores["seed"] == 1)]
+    assert aucs["cutpaste", "wood", 1] == pytest.approx(100 * roc_auc_score(part["label"], part["ridge"]))
+
+
+def test_ensemble_averages_scores_standardised_on_training_images(study):
+    scores = load_scores(study, "cutpaste_3way", "bottle")
+    labels, values = report.ensemble_scores(scores, "ridge")
+    scaled = scores.copy()
+    scaled.loc[scaled["seed"] == 1, "ridge"] = 1000 * scaled["ridge"] - 7  # another scale changes nothing
+    np.testing.assert_allclose(report.ensemble_scores(scaled, "ridge")[1], values, rtol=1e-6)
+    single = report.aucs_of(scores, "ridge")
+    assert 100 * roc_auc_score(labels, values) >= single.min()
+
+
+def test_summary_has_mean_error_and_number_of_seeds(study):
+    aucs = report.seed_aucs(study)
+    rows = report.summarize(aucs, study).set_index(["method", "group"])
+    values = aucs[(aucs["method"] == "cutpaste") & (aucs["category"] == "wood")]["auc"]
+    assert rows.loc[("cutpaste", "wood"), "mean"] == pytest.approx(values.mean())
+    assert rows.loc[("cutpaste", "wood"), "stderr"] == pytest.approx(values.std(ddof=1) / np.sqrt(3))
+    assert rows.loc[("cutpaste", "wood"), "n"] == 3
+    assert rows.loc[("cutpaste", "texture"), "mean"] == pytest.approx(values.mean())
+    both = aucs[aucs["method"] == "cutpaste"].groupby("seed")["auc"].mean()
+    assert rows.loc[("cutpaste", "all"), "stderr"] == pytest.approx(both.std(ddof=1) / np.sqrt(3))
+    assert np.isnan(rows.loc[("ensemble_3way", "wood"), "stderr"])
+
+
+def test_paper_is_averaged_over_the_same_categories(study):
+    rows = report.beside_paper(report.summarize(report.seed_aucs(study), study), study, "table1")
+    paper = rows.set_index(["method", "group"])["paper"]
+    assert paper["cutpaste_3way", "bottle"] == 98.3
+    assert paper["cutpaste_3way", "wood"] == 98.6
+    assert paper["cutpaste_3way", "all"] == pytest.approx((98.3 + 98.6) / 2)
+    assert np.isnan(paper["untrained", "bottle"])
+
+
+def test_foreign_categories_stand_beside_the_average_of_the_paper(study):
+    aucs = report.seed_aucs(study).replace({"bottle": "plate", "wood": "weave"})
+    config = replace(study, categories=("plate", "weave"), textures=("weave",))
+    rows = report.beside_paper(report.summarize(aucs, config), config, "table1").set_index(
+        ["method", "group"]
+    )
+    assert rows.loc[("cutpaste_3way", "texture"), "paper"] == 97.0
+    assert rows.loc[("cutpaste_3way", "texture"), "paper_categories"] == "all of MVTec AD"
+    assert np.isnan(rows.loc[("cutpaste_3way", "weave"), "paper"])
+
+
+def test_claim_needs_two_standard_errors(study):
+    aucs = report.seed_aucs(study)
+    assert report.compare(aucs, study, "cutpaste_3way", "untrained")["verdict"] == "holds"
+    assert report.compare(aucs, study, "untrained", "cutpaste_3way")["verdict"] == "does not hold"
+    assert report.compare(aucs, study, "cutpaste", "cutpaste")["verdict"] == "undecided"
+    assert report.compare(aucs, study, "cutpaste", "rotation")["verdict"] == "not run"
+
+
+def test_missing_runs_are_named_and_left_out(study):
+    Path("results/s/runs/cutpaste/wood/scores.csv").unlink()
+    assert report.missing_runs(study) == ["cutpaste-wood"]
+    groups = report.summarize(report.seed_aucs(study), study).query("method == 'cutpaste'")["group"]
+    assert set(groups) == {"bottle", "object"}
+    with pytest.raises(ExperimentError, match="--method cutpaste --category wood"):
+        load_scores(study, "cutpaste", "wood")
+
+
+def test_run_with_too_few_seeds_is_missing(study):
+    assert report.missing_runs(replace(study, seeds_of={"cutpaste": 4})) == [
+        "cutpaste-bottle",
+        "cutpaste-wood",
+    ]
+
+
+def test_layout_shows_ours_over_the_paper(study):
+    table = report.beside_paper(report.summarize(report.seed_aucs(study), study), study, "table1")
+    cells = report.layout(table, METHODS)
+    assert cells.loc[("bottle", "paper"), "cutpaste_3way"] == "98.3 ± 0.5"
+    assert cells.loc[("bottle", "ours"), "cutpaste"].endswith("(3)")
+    lines = report.to_markdown(cells).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_curve_covers_its_grid_cheapest_first():
+    config = Config(study="s", categories=("a", "b"))
+    config = replace(
+        config, curve=replace(config.curve, methods=("cutpaste",), updates={"64": (0, 10), "32": (10,)})
+    )
+    runs = [(c.data.image_size, c.train.updates, m, k) for c, m, k, _ in curve_runs(config)]
+    assert runs[:2] == [(64, 0, "untrained", "a"), (64, 0, "untrained", "b")]
+    assert runs[2:4] == [(32, 10, "cutpaste", "a"), (32, 10, "cutpaste", "b")]
+    assert len({root for *_, root in curve_runs(config)}) == 3
+
+
+def test_readme_shows_the_committed_table():
+    table = (ROOT / "results/lite/tables/table1_detection.md").read_text().strip()
+    assert table in (ROOT / "README.md").read_text()
