@@ -68,7 +68,8 @@ def results(folder: Path) -> dict[str, str]:
 def test_a_run_writes_scores_history_metrics_and_arrays(run, category, tmp_path):
     folder = run(seeds=2)
     assert folder == tmp_path / "out/runs/cutpaste/box"
-    assert sorted(p.name for p in folder.iterdir()) == ["densities.csv", "history.csv", "metrics.json", "scores.csv"]
+    results = ["densities.csv", "history.csv", "metrics.json", "scores.csv"]
+    assert sorted(p.name for p in folder.iterdir()) == results
     arrays = tmp_path / "out/arrays/cutpaste/box"
     names = [f"seed{s}.{suffix}" for s in (0, 1) for suffix in ("npz", "safetensors")]
     assert sorted(p.name for p in arrays.iterdir()) == names
