@@ -7,6 +7,7 @@ from a CPU `torch.Generator` whatever the device of the images, so a seed means 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
@@ -16,19 +17,22 @@ from cplib.config import AugmentConfig
 from cplib.patches import draw_rectangles, draw_scars, fill_, paste_
 
 
-def translate(images: Tensor, offsets: Tensor, pad: int) -> list[Tensor]:
-    """Pad by reflection and crop back to the size of the images.
+def translate(
+    images: Tensor, offsets: Tensor, pad: int, shape: tuple[int, int] | None = None
+) -> list[Tensor]:
+    """Pad by reflection and crop, by default back to the size of the images.
 
     Args:
         images: (n, 3, height, width), any dtype.
         offsets: (m, 2) row and column of the crop, integers in [0, 2 pad]; m is a multiple of n,
             crop k is of image k modulo n.
         pad: pixels on each side, less than height and width.
+        shape: height and width of the crops.
 
     Returns:
-        m views of (3, height, width) into the padded images.
+        m views of (3, *shape) into the padded images.
     """
-    height, width = images.shape[2:]
+    height, width = shape or images.shape[2:]
     padded = images
     if pad:
         left, right = images[..., 1 : pad + 1].flip(3), images[..., -pad - 1 : -1].flip(3)
@@ -40,22 +44,31 @@ def translate(images: Tensor, offsets: Tensor, pad: int) -> list[Tensor]:
     ]
 
 
-def augment_input(images: Tensor, config: AugmentConfig, generator: Generator, views: int = 1) -> Tensor:
+def augment_input(
+    images: Tensor, config: AugmentConfig, generator: Generator, views: int = 1, crop: int = 0
+) -> Tensor:
     """Random translation and colour jitter that normal and augmented samples share (section A.1).
 
     Args:
         images: (n, 3, height, width) uint8.
         views: number of views of each image, each with its own draws.
+        crop: if not 0, each view is a random crop of so many pixels squared, in place of the translation:
+            the input of the patch model (section 2.4).
 
     Returns:
-        (views * n, 3, height, width) float32 in [0, 1]; row k is of image k modulo n.
+        (views * n, 3, height, width) float32 in [0, 1], or crop squared; row k is of image k modulo n.
     """
-    n, height = views * len(images), images.shape[2]
-    pad = round(config.translate * height)
-    offsets = torch.randint(0, 2 * pad + 1, (n, 2), generator=generator)
+    n, shape = views * len(images), images.shape[2:]
+    if crop:
+        free = torch.tensor([shape[0] - crop + 1, shape[1] - crop + 1])
+        offsets = (torch.rand(n, 2, generator=generator) * free).long().minimum(free - 1)
+        shape, pad = (crop, crop), 0
+    else:
+        pad = round(config.translate * shape[0])
+        offsets = torch.randint(0, 2 * pad + 1, (n, 2), generator=generator)
     steps = jitter_steps(draw_jitter(n, config.jitter, generator), images.device)
-    crops = translate(images, offsets, pad)
-    out = torch.empty(n, *images.shape[1:], device=images.device)
+    crops = translate(images, offsets, pad, shape)
+    out = torch.empty(n, 3, *shape, device=images.device)
     for rows in chunks(out):
         x = out[rows]
         x.copy_(torch.stack(crops[rows])).div_(255)
@@ -152,6 +165,14 @@ VIEWS: dict[str, View] = {
     "rotate_270": _rotation(3),
 }
 
+
+def _for_crops(config: AugmentConfig, image_size: int, crop: int) -> AugmentConfig:
+    """Scars scale with what they are pasted on: stretched so that on a crop they have the image's pixels."""
+    stretch = image_size / crop
+    lengths = {k: tuple(stretch * v for v in getattr(config, k)) for k in ("scar_width", "scar_length")}
+    return replace(config, **lengths)
+
+
 # Proxy tasks: the views that the classifier tells apart, class 0 the normal one.
 TASKS: dict[str, tuple[str, ...]] = {
     "rotation": ("normal", "rotate_90", "rotate_180", "rotate_270"),
@@ -160,7 +181,7 @@ TASKS: dict[str, tuple[str, ...]] = {
 
 
 def make_batch(
-    images: Tensor, task: tuple[str, ...], config: AugmentConfig, generator: Generator
+    images: Tensor, task: tuple[str, ...], config: AugmentConfig, generator: Generator, crop: int = 0
 ) -> tuple[Tensor, Tensor]:
     """One view per class of every source image, each with its own input augmentation.
 
@@ -168,11 +189,16 @@ def make_batch(
         images: (n, 3, size, size) uint8.
         task: names of views, one of `TASKS`.
         generator: on the CPU.
+        crop: if not 0, the views are of random crops of so many pixels squared; cropped first, so that
+            every view shows what was done to it (section 2.4). Scars keep their size in pixels of the image.
 
     Returns:
-        (classes * n, 3, size, size) float32 in [0, 1], class after class, and (classes * n,) labels.
+        (classes * n, 3, size, size) float32 in [0, 1], class after class, and (classes * n,) labels; size is
+        that of the images or of the crop.
     """
-    batch = augment_input(images, config, generator, views=len(task))
+    batch = augment_input(images, config, generator, len(task), crop)
+    if crop:
+        config = _for_crops(config, images.shape[2], crop)
     for name, view in zip(task, batch.chunk(len(task)), strict=True):
         VIEWS[name](view, config, generator)
     labels = torch.arange(len(task), device=images.device).repeat_interleave(len(images))

@@ -55,6 +55,7 @@ class TrainConfig:
     weight_decay: float = 0.00003
     head_layers: int = 1
     normalize: str = "imagenet"
+    stem: str = "imagenet"
     precision: str = "auto"
     channels_last: bool = True
     compile: bool = False
@@ -252,7 +253,11 @@ def _check(config: Config) -> None:
     need(0 <= train.momentum < 1, "train.momentum", train.momentum, "in [0, 1)")
     need(train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "0 or more")
     need(train.head_layers >= 0, "train.head_layers", train.head_layers, "0 or more")
-    choices = {"normalize": ("imagenet", "none"), "precision": ("auto", "bfloat16", "float32")}
+    choices = {
+        "normalize": ("imagenet", "none"),
+        "stem": ("imagenet", "3x3_stride1", "3x3_stride2"),
+        "precision": ("auto", "bfloat16", "float32"),
+    }
     for key, allowed in choices.items():
         value = getattr(train, key)
         need(value in allowed, f"train.{key}", value, "one of " + ", ".join(allowed))

@@ -50,23 +50,13 @@ def draw_rectangles(n: int, shape: tuple[int, int], config: AugmentConfig, gener
     return _place(height, width, torch.zeros(n), shape, generator)
 
 
-def draw_scars(
-    n: int,
-    shape: tuple[int, int],
-    config: AugmentConfig,
-    generator: Generator,
-    image_size: int | None = None,
-) -> Patches:
+def draw_scars(n: int, shape: tuple[int, int], config: AugmentConfig, generator: Generator) -> Patches:
     """Patches of CutPaste-Scar (section A.2): width, length and angle uniform; at least 1x2 pixels.
 
-    Args:
-        shape: height and width of the images.
-        image_size: size of the image that the lengths scale with, where `shape` is that of a crop.
-
     Raises:
-        ValueError: a scar that was drawn does not fit into the shape.
+        ValueError: a scar that was drawn does not fit into the shape (height and width of the images).
     """
-    scale = (image_size or shape[0]) / REFERENCE_SIZE
+    scale = shape[0] / REFERENCE_SIZE
     width = (_uniform(n, *config.scar_width, generator) * scale).round().long().clamp(min=1)
     length = (_uniform(n, *config.scar_length, generator) * scale).round().long().clamp(min=2)
     angle = torch.deg2rad(_uniform(n, *config.scar_angle, generator))

@@ -57,6 +57,8 @@ def fit(
     checkpoint: Path | None = None,
     fingerprint: str = "",
     checkpoint_seconds: float = 30.0,
+    crop: int = 0,
+    net: nn.Module | None = None,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Train the classifier of a proxy task on normal images, from scratch, to the last update.
 
@@ -67,6 +69,9 @@ def fit(
         checkpoint: file to save the state to about every `checkpoint_seconds` and to resume from.
             The result does not depend on interruptions. It is left in place at the end.
         fingerprint: names what is trained; a checkpoint of another fingerprint is refused.
+        crop: if not 0, train on random crops of so many pixels squared (the patch model, section 2.4).
+        net: train this one, with `embed` and `forward` like `model.ProxyClassifier`, instead of a new one:
+            those of its parameters that require a gradient.
 
     Returns:
         The model, in evaluation mode, and rows of update, learning_rate, loss and accuracy, the
@@ -76,11 +81,13 @@ def fit(
         TrainingError: the loss is not finite, or the checkpoint belongs to something else.
     """
     device = images.device
-    net = model.build(len(task), seed, config.head_layers, config.normalize).to(device)
+    if net is None:
+        net = model.build(len(task), seed, config.head_layers, config.normalize, config.stem)
+    net = net.to(device)
     if config.channels_last:
         net = net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
-        net.parameters(),
+        [p for p in net.parameters() if p.requires_grad],
         lr=config.learning_rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
@@ -101,7 +108,7 @@ def fit(
     for update in bar:
         generator = update_generator(seed, update)
         chosen = _choose(len(images), config.sources, generator).to(device)
-        batch, labels = augment.make_batch(images[chosen], task, augment_config, generator)
+        batch, labels = augment.make_batch(images[chosen], task, augment_config, generator, crop)
         if config.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
         rate = learning_rate(update, config)
@@ -182,8 +189,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def _native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
-    # AMX tiles; without them bfloat16 on a CPU is emulated or no faster
-    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    # AMX tiles or AVX-512 BF16; without either, bfloat16 on a CPU is emulated and no faster
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
 def _choose(n: int, sources: int, generator: Generator) -> Tensor:

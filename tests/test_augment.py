@@ -339,3 +339,36 @@ def test_gpu_equals_cpu(name):
     assert on_gpu.is_cuda and labels_on_gpu.is_cuda and torch.equal(labels_on_gpu.cpu(), labels)
     assert torch.equal(here.get_state(), there.get_state())  # the same draws
     torch.testing.assert_close(on_gpu.cpu(), batch, atol=1e-5, rtol=0)
+
+
+def test_crops_are_cut_before_they_are_changed():
+    """Section 2.4: each view of the patch model shows a whole crop of its own and all that was done to it."""
+    images = coded(4, 64)
+    still = replace(STILL, patch_jitter=0.0)
+    batch, labels = make_batch(images, ("normal", "cutout"), still, seeded(0), crop=16)
+    assert batch.shape == (8, 3, 16, 16) and labels.tolist() == [0] * 4 + [1] * 4
+    views = (255 * batch[:4]).round().to(torch.uint8)
+    for image, view in zip(images, views, strict=True):
+        places = image.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4)
+        assert (places == view).flatten(2).all(2).any()
+    # each crop holds all of its cutout: 2 to 15 % of the crop, give or take the rounding to pixels
+    changed = (batch[4:] == 0.5).all(1).float().mean((1, 2))
+    assert (changed > 0.01).all() and (changed < 0.2).all()
+
+
+def test_crops_reach_every_place():
+    image = torch.arange(12 * 12, dtype=torch.uint8).view(1, 1, 12, 12).expand(1, 3, 12, 12)
+    crops = augment_input(image, STILL, seeded(0), views=500, crop=8)
+    corners = {int(v) for v in (255 * crops[:, 0, 0, 0]).round()}
+    assert corners == {12 * i + j for i in range(5) for j in range(5)}
+
+
+def test_scars_on_crops_keep_their_size_in_pixels_of_the_image():
+    on_images, on_crops = (
+        make_batch(
+            torch.zeros(64, 3, 256, 256, dtype=torch.uint8), ("normal", "scar"), STILL, seeded(0), crop
+        )
+        for crop in (0, 64)
+    )
+    areas = [(batch[64:].sum(1) > 0).sum((1, 2)).float().mean() for batch, _ in (on_images, on_crops)]
+    assert abs(areas[0] / areas[1] - 1) < 0.25

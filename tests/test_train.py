@@ -285,7 +285,8 @@ def test_embedding_is_the_pooled_feature_of_the_image_as_it_is(images):
 def test_embedding_does_not_depend_on_the_batch(images, batch_size):
     net, _ = fit(images)
     expected = train.embed(net, images, TINY)
-    torch.testing.assert_close(train.embed(net, images, TINY, batch_size), expected, rtol=1e-4, atol=1e-5)
+    # convolution kernels, and so the rounding in float32, differ by batch size and processor
+    torch.testing.assert_close(train.embed(net, images, TINY, batch_size), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(train.embed(net, images.flip(0), TINY).flip(0), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -318,3 +319,34 @@ def test_memory_layout_does_not_change_the_result(images):
     second, _ = fit(images, replace(TINY, updates=1, channels_last=False))
     a, b = (train.embed(net, images, TINY) for net in (first, second))
     torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+# --- crops, stems and networks of one's own ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stem", "side"), [("imagenet", 2), ("3x3_stride2", 4), ("3x3_stride1", 8)])
+def test_stems_shrink_as_they_say(stem, side):
+    net = model.build(2, 0, stem=stem).eval()
+    with torch.inference_mode():
+        maps = torch.nn.Sequential(*list(net.encoder.children())[:-2])(torch.rand(1, 3, 64, 64))
+    assert maps.shape == (1, 512, side, side)
+    assert model.STEMS[stem] * 8 * side == 64
+
+
+def test_trains_on_crops(images, monkeypatch):
+    shapes, forward = [], model.ProxyClassifier.forward
+    monkeypatch.setattr(
+        model.ProxyClassifier, "forward", lambda net, x: shapes.append(x.shape[2:]) or forward(net, x)
+    )
+    fit(images, replace(TINY, stem="3x3_stride2"), crop=16)
+    assert set(shapes) == {(16, 16)}
+
+
+def test_trains_what_requires_a_gradient_of_a_given_network(images):
+    net = model.build(len(TASK), 1).eval()
+    net.encoder.requires_grad_(False)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    trained, _ = fit(images, net=net)
+    assert trained is net
+    for name, value in net.named_parameters():
+        assert torch.equal(value, before[name]) == name.startswith("encoder"), name
