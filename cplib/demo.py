@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 TEXTURES = ("weave", "board")
 CATEGORIES = (*TEXTURES, "plate")
 DEFECTS = {
-    "weave": ("cut", "missing_thread", "patch", "slub", "stain"),
-    "board": ("crack", "hole", "inlay", "scratch", "stain"),
+    "weave": ("cut", "missing_thread", "patch", "shifted", "stain"),
+    "board": ("crack", "gap", "inlay", "label", "stain"),
     "plate": ("chip", "label", "misprint", "missing_screw", "scratch"),
 }
 MASK_THRESHOLD = 4  # grey levels (of 255) in any channel; a smaller change drowns in the noise

@@ -107,6 +107,16 @@ def stain(flaw: Rng, rgb: Array, t: Array, s: Array) -> Array:
     return rgb * (1 - strength[..., None] * np.float32(tint))
 
 
+def label(flaw: Rng, rgb: Array, x: Array, y: Array) -> Array:
+    """A printed paper label, stuck on askew about the origin, with its shadow."""
+    t, s = rotate(x, y, flaw.uniform(-40, 40))
+    half_x, half_y = flaw.uniform(0.09, 0.14), flaw.uniform(0.05, 0.08)
+    outline, soft = box(t, s, half_x, half_y, 0.01), 1.5 / len(t)
+    text = step(0.3 - np.abs((s / half_y) * 3 % 1 - 0.5), 0.2) * (np.abs(t) < 0.8 * half_x)
+    rgb = scale(rgb, 1 - 0.4 * ridge(outline, 0.01))
+    return over(rgb, step(-outline, soft), (0.82 - 0.5 * text)[..., None] * colour(1, 0.97, 0.88, flaw))
+
+
 def scratch(flaw: Rng, t: Array, s: Array) -> Array:
     """Factor on the brightness: one flank of the groove catches light, the other has none."""
     length, width = flaw.uniform(0.16, 0.4), flaw.uniform(0.009, 0.015)

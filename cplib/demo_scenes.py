@@ -19,6 +19,7 @@ from cplib.demo_drawing import (
     box,
     colour,
     grid,
+    label,
     over,
     ridge,
     rotate,
@@ -41,8 +42,10 @@ def _weave(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
     v = pitch * (v + 0.005 * smooth(rng, n, 4, 4)) + rng.uniform(64, 66)
     col, row = flaw.integers(int(0.2 * n), int(0.8 * n), 2)
     dx, dy = x - x[row, col], y - y[row, col]
-    if defect == "patch":  # sewn on: the checks do not meet
-        piece = box(*rotate(dx, dy, flaw.uniform(-12, 12)), *flaw.uniform(0.1, 0.18, 2), 0.01)
+    if defect in ("patch", "shifted"):  # sewn on, or woven with a fault: the checks do not meet
+        turn = flaw.uniform(-12, 12) if defect == "patch" else 0
+        half_x, half_y = flaw.uniform(0.06, 0.12, 2)
+        piece = box(*rotate(dx, dy, turn), half_x, half_y, 0.01)
         u = np.where(piece < 0, u + flaw.uniform(3, 5), u)
         v = np.where(piece < 0, v + flaw.uniform(3, 5), v)
     i, j = u.astype(np.int16), v.astype(np.int16)
@@ -59,11 +62,6 @@ def _weave(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
     if defect == "missing_thread":
         gone = step(flaw.uniform(3, 6) - np.abs(along), 0.3)
         warp = warp - 3 * (i == thread) * gone
-    if defect == "slub":  # one thread swells to twice its width
-        bulge = arch(along / flaw.uniform(3, 5))
-        offset = (u - thread - 0.5) / (flaw.uniform(1.1, 1.5) * bulge + 1e-3)
-        lump = arch(offset) * (0.7 + 0.7 * bulge) + 0.2 * np.sin(np.pi * v)
-        warp = np.where((offset**2 < 1) & (bulge > 0), np.maximum(warp, lump), warp)
 
     top = warp > weft
     relief = np.maximum(np.maximum(warp, weft), -0.35)
@@ -86,11 +84,6 @@ def _weave(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
         length, wide = flaw.uniform(0.16, 0.3), flaw.uniform(0.026, 0.042)
         slit, ends = stroke(flaw, t, frayed, length, wide, 0.4 * wide)
         rgb = over(over(rgb, 0.5 * ends, 1.25 * yarn), 0.85 * slit, 0.16)
-    if defect == "fibre":  # a loose end lies on the cloth and throws a shadow
-        curl = flaw.uniform(0.01, 0.025) * np.sin(flaw.uniform(20, 34) * t + flaw.uniform(0, 6))
-        length, wide = flaw.uniform(0.22, 0.42), flaw.uniform(0.02, 0.03)
-        end, shadow = stroke(flaw, t, s + curl, length, wide, 0.012)
-        rgb = over(scale(rgb, 1 - 0.45 * shadow), 0.9 * end, flaw.uniform(0.9, 1.5) * yarn)
     return stain(flaw, rgb, t, s) if defect == "stain" else rgb
 
 
@@ -107,7 +100,7 @@ def _board(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
     t, s = rotate((x - x[row, col]) / 1.7, (y - y[row, col]) / 1.7, flaw.uniform(-60, 60))
     if defect == "inlay":  # a repair: a piece from elsewhere, its grain a little off
         turned = rotate(x - x[row, col], y - y[row, col], flaw.uniform(-15, 15))
-        inlay = -box(*turned, *flaw.uniform(0.09, 0.18, 2), 0.01)
+        inlay = -box(*turned, *flaw.uniform(0.06, 0.13, 2), 0.01)
         index = np.where(inlay > 0, index + 1, index)
         v = np.where(inlay > 0, v + flaw.uniform(0.1, 0.3), v)
         joint = np.where(inlay > 0, -0.5, joint)
@@ -135,15 +128,11 @@ def _board(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
         taper = np.clip(1 - (2 * (u - u[row, col]) / flaw.uniform(0.3, 0.6)) ** 2, 0, None)
         depth = 0.8 * step(flaw.uniform(0.010, 0.018) * taper - np.abs(line), 0.006)
         rgb = over(rgb, depth * (taper > 0), 0.3 * dark)
-    if defect == "hole":  # worm holes
-        for _ in range(flaw.integers(1, 4)):
-            size, to, so = flaw.uniform(0.013, 0.026), flaw.normal(0, 0.07), flaw.normal(0, 0.07)
-            inside = blob(flaw, t - to, s - so, size, 0.15)
-            rgb = over(rgb, 0.4 * step(inside + 0.3 * size, 0.6 * size), 1.15 * light)
-            floor = np.clip(0.25 + 8 * (t - to + s - so), 0.15, 0.6)
-            rgb = over(rgb, 0.9 * step(inside, 0.008), floor[..., None] * dark)
-    if defect == "scratch":
-        rgb = scale(rgb, scratch(flaw, t, s))
+    if defect == "gap":  # a piece of one board is missing
+        lost = (index == index[row, col]) * step(flaw.uniform(0.03, 0.06) - np.abs(u - u[row, col]), 0.006)
+        rgb = over(rgb, 0.95 * lost, 0.2 * dark)
+    if defect == "label":
+        rgb = label(flaw, rgb, x - x[row, col], y - y[row, col])
     return stain(flaw, rgb, t, s) if defect == "stain" else rgb
 
 
@@ -199,21 +188,14 @@ def _plate(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
     # the print: eight bars and a dashed line
     ink = rng.uniform(0.12, 0.2)
     half = np.float32((5, 3, 7, 3, 3, 6, 4, 5)) * np.float32(0.0011)
-    top, bottom = np.full(8, -0.085, np.float32), np.full(8, 0.035, np.float32)
-    if defect == "misprint":  # neighbouring bars are lost, smeared together or slipped
-        first, kind = flaw.integers(0, 5), flaw.integers(3)
-        hit = slice(first, first + flaw.integers(3, 5))
-        if kind == 0:
-            bottom[hit] = top[hit] + flaw.uniform(0, 0.05)
-        elif kind == 1:
-            half[hit] = 0.0135
-        else:
-            top[hit], bottom[hit] = top[hit] + 0.035, bottom[hit] + 0.035
-    k = np.clip(np.rint((px - 0.075) / 0.021), 0, 7).astype(np.int8)
-    middle, height = (top + bottom) / 2, (bottom - top) / 2
-    bars = box(px - 0.075 - np.float32(0.021) * k, py - middle[k], half[k], height[k], 0.001)
-    line = box(px - 0.15, py - 0.072, 0.08, 0.012, 0.002)
-    line = np.maximum(line, 0.0035 - np.abs((px + 1) % 0.03 - 0.015))
+    qx, qy = px, py
+    if defect == "misprint":  # slipped and turned
+        qx, qy = rotate(px - 0.15, py - flaw.uniform(0.04, 0.09), flaw.uniform(10, 40))
+        qx = qx + 0.15
+    k = np.clip(np.rint((qx - 0.075) / 0.021), 0, 7).astype(np.int8)
+    bars = box(qx - 0.075 - np.float32(0.021) * k, qy + 0.025, half[k], 0.06, 0.001)
+    line = box(qx - 0.15, qy - 0.072, 0.08, 0.012, 0.002)
+    line = np.maximum(line, 0.0035 - np.abs((qx + 1) % 0.03 - 0.015))
     metal = over(metal, 0.85 * step(-np.minimum(bars, line), pixel), ink)
     if defect == "scratch":
         at = ((0.02, -0.17), (0.03, 0.17), (0.2, 0.0), (0.13, -0.13))[flaw.integers(4)]
@@ -246,13 +228,7 @@ def _plate(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
     rgb = over(rgb, step(-outline, pixel), metal[..., None] * colour(1, 1, 1.02))
 
     if defect == "label":  # of another part, stuck on askew
-        at = flaw.uniform(-0.2, 0.25), flaw.uniform(-0.2, 0.2)
-        t, s = rotate(px - at[0], py - at[1], flaw.uniform(-40, 40))
-        half_x, half_y = flaw.uniform(0.09, 0.15), flaw.uniform(0.05, 0.09)
-        paper = step(-box(t, s, half_x, half_y, 0.01), pixel)
-        text = step(0.3 - np.abs((s / half_y) * 3 % 1 - 0.5), 0.2) * (np.abs(t) < 0.8 * half_x)
-        rgb = scale(rgb, 1 - 0.4 * ridge(box(t, s, half_x, half_y, 0.01), 0.01))
-        rgb = over(rgb, paper, (0.82 - 0.5 * text)[..., None] * colour(1, 0.97, 0.88, flaw))
+        rgb = label(flaw, rgb, px - flaw.uniform(-0.2, 0.25), py - flaw.uniform(-0.2, 0.2))
 
     ring, shine = np.float32(1), np.float32(0.75)  # the poles of the socket
     for a, b in ((0, 1), (-0.866, -0.5), (0.866, -0.5)):

@@ -123,12 +123,15 @@ def score_histograms(scores: pd.DataFrame, density: str) -> Figure:
     roc = axes[0][-1]
     for axis, seed in zip(axes[0], seeds, strict=False):
         part = test[test["seed"] == seed]
-        bins = np.histogram_bin_edges(part[density], 20)
+        # distances spread over orders of magnitude; log-densities have either sign
+        scale = "log" if part[density].min() > 0 else "linear"
+        space = np.geomspace if scale == "log" else np.linspace
+        bins = space(part[density].min(), part[density].max(), 25)
         for label, color, name in ((0, NORMAL, "normal"), (1, ANOMALOUS, "anomalous")):
             values = part.loc[part["label"] == label, density]
             axis.hist(values, bins, color=color, alpha=0.6, label=name)
         auc = roc_auc_score(part["label"], part[density])
-        axis.set(title=f"seed {seed}: AUC {100 * auc:.1f}", xlabel="anomaly score", yticks=[])
+        axis.set(title=f"seed {seed}: AUC {100 * auc:.1f}", xlabel="anomaly score", xscale=scale, yticks=[])
         roc.plot(*roc_curve(part["label"], part[density])[:2], lw=1, label=f"seed {seed}")
     axes[0][0].legend()
     roc.plot([0, 1], [0, 1], color=GREY, ls="--", lw=0.8)

@@ -124,7 +124,8 @@ def standard_error(values: pd.Series) -> float:
 def summarize(aucs: pd.DataFrame, config: Config) -> pd.DataFrame:
     """Mean, standard error and number of seeds of each method and category, and of the averages.
 
-    An average over categories is taken seed by seed, over the seeds that all of them have.
+    An average over categories is taken seed by seed, over the seeds that all of them have; textures and
+    objects are averaged apart where there are both.
 
     Args:
         aucs: columns method, category, seed, auc, as `seed_aucs` gives them.
@@ -137,12 +138,14 @@ def summarize(aucs: pd.DataFrame, config: Config) -> pd.DataFrame:
         "object": [c for c in config.categories if c not in config.textures],
         "all": list(config.categories),
     }
+    if not (members["texture"] and members["object"]):  # the one there is would repeat "all"
+        del members["texture"], members["object"]
     rows = []
     for method, part in aucs.groupby("method", sort=False):
         by_seed = part.pivot(index="seed", columns="category", values="auc")
         groups = {c: by_seed[c].dropna() for c in config.categories if c in by_seed}
         for name, categories in members.items():
-            if categories and set(categories) <= set(by_seed):
+            if set(categories) <= set(by_seed):
                 groups[name] = by_seed[categories].dropna().mean(axis=1)
         rows += [
             (method, group, values.mean(), standard_error(values), len(values))
