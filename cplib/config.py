@@ -79,6 +79,28 @@ class CurveConfig:
 
 
 @dataclass(frozen=True)
+class TransferConfig:
+    """Transfer from ImageNet (sections 4.3, A.4): a head alone, then all layers, both by 3-way CutPaste.
+
+    What is not here is that of `train`. An epoch of the paper is 256 updates.
+    """
+
+    backbone: str = "tf_efficientnet_b4.aa_in1k"
+    weights: str = "pretrained"
+    image_size: int = 256
+    sources: int = 8
+    head_updates: int = 2560
+    head_learning_rate: float = 0.03
+    updates: int = 16384
+    learning_rate: float = 0.0001
+    precision: str = "auto"
+    levels: tuple[str, ...] = ("pool", "level7")
+    seeds: int = 5
+    curve: tuple[int, ...] = ()
+    curve_seeds: int = 1
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """Size of the embedded demo data."""
 
@@ -104,6 +126,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     gde: GdeConfig = field(default_factory=GdeConfig)
     curve: CurveConfig = field(default_factory=CurveConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
 
     def n_seeds(self, method: str, category: str) -> int:
@@ -261,6 +284,27 @@ def _check(config: Config) -> None:
     for key, allowed in choices.items():
         value = getattr(train, key)
         need(value in allowed, f"train.{key}", value, "one of " + ", ".join(allowed))
+    transfer = config.transfer
+    size = transfer.image_size
+    need(32 <= size <= 1024, "transfer.image_size", size, "between 32 and 1024 pixels")
+    need(transfer.sources >= 1, "transfer.sources", transfer.sources, "at least 1")
+    for key in ("head_learning_rate", "learning_rate"):
+        need(getattr(transfer, key) > 0, f"transfer.{key}", getattr(transfer, key), "above 0")
+    for key in ("head_updates", "updates"):
+        value = getattr(transfer, key)
+        need(0 <= value < 2**20, f"transfer.{key}", value, "from 0 to 1048575")
+    for value in transfer.curve:
+        need(0 <= value < 2**20, "transfer.curve", value, "from 0 to 1048575")
+    allowed = choices["precision"]
+    value = transfer.precision
+    need(value in allowed, "transfer.precision", value, "one of " + ", ".join(allowed))
+    need(len(transfer.levels) > 0, "transfer.levels", transfer.levels, "a list of pool, level1, level2, ...")
+    for value in transfer.levels:
+        good = value == "pool" or (value.startswith("level") and value[5:].isdigit() and int(value[5:]) > 0)
+        need(good, "transfer.levels", value, "pool, level1, level2, ...")
+    for key in ("seeds", "curve_seeds"):  # each seed draws from two streams of updates
+        value = getattr(transfer, key)
+        need(1 <= value <= most_seeds // 2, f"transfer.{key}", value, f"between 1 and {most_seeds // 2}")
     density, densities = config.gde.density, config.gde.densities
     need(density in densities, "gde.density", density, f"one of gde.densities {densities}")
     for key, updates in config.curve.updates.items():

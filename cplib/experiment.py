@@ -8,7 +8,6 @@ Its results go to the folder of the study, as cplib.study describes.
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import hashlib
 import json
@@ -17,7 +16,6 @@ import os
 import shutil
 import sys
 import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +100,7 @@ def run(
                 shutil.copyfile(found, path.with_suffix(".partial"))
                 os.replace(path.with_suffix(".partial"), path)
                 continue
-        _check_disk(arrays)
+        record.check_disk(arrays, _BYTES_PER_SEED)
         if path.exists():  # of other parameters: the scores of these are none of what is made now
             (folder / "scores.csv").unlink(missing_ok=True)
         log.info("%s on %s, seed %d of %d, %s", method, category, seed, n_seeds, device)
@@ -130,31 +128,14 @@ def fingerprint(config: Config, method: str, digest: str, seed: int) -> str:
         "train": dataclasses.asdict(config.train),
         "data": digest,
         "seed": seed,
-        "sources": [_source_digest(Path(m.__file__)) for m in modules],
+        "sources": [record.source_digest(Path(m.__file__)) for m in modules],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _source_digest(path: Path) -> str:
-    """Digest of a module's code without comments, docstrings and layout."""
-    tree = ast.parse(path.read_text())
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    for node in ast.walk(tree):
-        if isinstance(node, documented) and ast.get_docstring(node) is not None:
-            node.body.pop(0)
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
 def _is_finished(path: Path, key: str, with_weights: bool) -> bool:
     """Whether a seed's arrays, and its weights if wanted, are there and carry this fingerprint."""
-    if not path.exists():
-        return False
-    try:
-        with np.load(path) as file:
-            if str(file["fingerprint"]) != key:
-                return False
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        log.warning("%s: damaged, made anew (%s)", path, error)
+    if not record.arrays_stand(path, key):
         return False
     weights = path.with_suffix(".safetensors")
     if not with_weights:
@@ -163,14 +144,6 @@ def _is_finished(path: Path, key: str, with_weights: bool) -> bool:
         return False
     with safetensors.safe_open(weights, "pt") as file:
         return file.metadata() == {"fingerprint": key}
-
-
-def _check_disk(folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < _BYTES_PER_SEED:
-        raise ExperimentError(
-            f"{folder}: {free >> 20} MiB free on its disk, a seed needs {_BYTES_PER_SEED >> 20} MiB"
-        )
 
 
 def _train_seed(

@@ -1,9 +1,16 @@
-"""What a run leaves behind: scores, history and metrics of all its seeds, each file replaced as a whole."""
+"""What a run leaves behind: scores, history and metrics of all its seeds, each file replaced as a whole;
+and whether it still stands.
+"""
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
+import logging
 import os
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +20,38 @@ from sklearn.metrics import roc_auc_score
 
 from cplib import data, gde
 from cplib.config import Config
+from cplib.study import ExperimentError
+
+log = logging.getLogger(__name__)
+
+
+def source_digest(path: Path) -> str:
+    """Digest of a module's code without comments, docstrings and layout."""
+    tree = ast.parse(path.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            node.body.pop(0)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def arrays_stand(path: Path, key: str) -> bool:
+    """Whether arrays are there, undamaged, and carry this fingerprint."""
+    if not path.exists():
+        return False
+    try:
+        with np.load(path) as file:
+            return str(file["fingerprint"]) == key
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        log.warning("%s: damaged, made anew (%s)", path, error)
+        return False
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raise ExperimentError if so many bytes are not free where the folder is."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ExperimentError(f"{folder}: {free >> 20} MiB free on its disk, a seed needs {needed >> 20} MiB")
 
 
 def read_notes(folder: Path) -> dict[int, dict[str, Any]]:
