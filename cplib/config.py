@@ -290,9 +290,9 @@ def _check(config: Config) -> None:
     need(transfer.sources >= 1, "transfer.sources", transfer.sources, "at least 1")
     for key in ("head_learning_rate", "learning_rate"):
         need(getattr(transfer, key) > 0, f"transfer.{key}", getattr(transfer, key), "above 0")
-    for key in ("head_updates", "updates"):
-        value = getattr(transfer, key)
-        need(0 <= value < 2**20, f"transfer.{key}", value, "from 0 to 1048575")
+    value = transfer.head_updates
+    need(0 <= value < 2**20, "transfer.head_updates", value, "from 0 to 1048575")
+    need(1 <= transfer.updates < 2**20, "transfer.updates", transfer.updates, "from 1 to 1048575")
     for value in transfer.curve:
         need(0 <= value < 2**20, "transfer.curve", value, "from 0 to 1048575")
     allowed = choices["precision"]

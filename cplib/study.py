@@ -6,6 +6,7 @@ results/<study>/runs/<method>/<category>/densities.csv  seed, density, AUC, held
 results/<study>/runs/<method>/<category>/metrics.json   per seed: AUC, and what it takes to believe it
 results/<study>/arrays/<method>/<category>/             per seed: embeddings (.npz), weights (.safetensors)
 results/<study>/curve/<size>px-<updates>/               the same, for the curves of AUC against updates
+results/<study>/transfer/<category>/                    transfer from ImageNet, as cplib.transfer describes
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ def curve_runs(config: Config) -> Iterator[tuple[Config, str, str, Path]]:
                 )
                 root = study_folder(config) / "curve" / f"{size}px-{updates}"
                 yield point, method if updates else "untrained", category, root
+
+
+def transfer_folder(config: Config, category: str) -> Path:
+    """Folder of the results of transfer on one category."""
+    return study_folder(config) / "transfer" / category
 
 
 def load_embeddings(root: Path, method: str, category: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
