@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -163,6 +164,7 @@ def _create(name: str, pretrained: bool) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0][:16]}*")[:5])
         raise BackboneError(f"transfer.backbone {name!r}: timm has no such model; near it: {near or 'none'}")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each of its retries twice
     try:
         net = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # noqa: BLE001 - the hub raises many kinds where there is no network

@@ -99,7 +99,7 @@ def run(config: Config, category: str, device: torch.device | None = None, curve
     for path in (folder, arrays):
         path.mkdir(parents=True, exist_ok=True)
     this = _Run(config, images, backbone.digest(net), folder, arrays, device)
-    if not record.arrays_stand(arrays / "pretrained.npz", _key(this)):
+    if not _stands(this, "pretrained", _key(this)):
         started = time.perf_counter()
         net = net.eval().to(device)
         _save(this, net, "pretrained", _key(this), [], started)
@@ -139,10 +139,21 @@ def _name(seed: int, updates: int) -> str:
     return f"seed{seed}-{updates}"
 
 
+def _stands(this: _Run, name: str, key: str) -> bool:
+    """Whether a training is finished; tables of one that was made in another way go."""
+    path = this.arrays / f"{name}.npz"
+    if record.arrays_stand(path, key):
+        return True
+    if path.exists():
+        for table in transfer_record.TABLES:
+            (this.folder / table).unlink(missing_ok=True)
+    return False
+
+
 def _finetune(this: _Run, updates: int, seed: int) -> None:
     """Both phases of one seed, unless they are finished; the second goes on from where it was stopped."""
     name, key, config = _name(seed, updates), _key(this, seed, updates), this.config
-    if record.arrays_stand(this.arrays / f"{name}.npz", key):
+    if _stands(this, name, key):
         return
     record.check_disk(this.arrays, _BYTES_PER_SEED)
     started = time.perf_counter()
@@ -253,11 +264,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         categories = options.category or config.categories
         for category in categories:
             data.category_folder(configuration.data_root(config), category)
-        for category in categories:
-            try:
+        try:
+            for category in categories:
                 _log_result(run(config, category, curve_only=options.curve), config)
-            except WeightsMissingError as error:
-                log.warning("%s: %s", category, error)
+        except WeightsMissingError as error:  # for all categories alike
+            log.warning("%s: %s", ", ".join(categories), error)
+            for category in categories:
                 transfer_record.write_not_run(config, category)
     except (*ERRORS, OSError) as error:
         log.error("error: %s", " ".join(str(error).split()))

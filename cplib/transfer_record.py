@@ -27,6 +27,7 @@ from cplib.config import Config
 from cplib.study import ExperimentError, study_folder, transfer_folder
 
 NOT_RUN = "not run: weights missing"
+TABLES = ("status.json", "scores.csv", "metrics.csv", "curve.csv", "history.csv")
 _METRICS = ["state", "seed", "level", "density", "auc"]
 _CURVE = ["updates", "seed", "level", "density", "auc"]
 _HISTORY = ["updates", "seed", "phase", "update", "learning_rate", "loss", "accuracy"]
