@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 
@@ -177,11 +178,14 @@ def _fit_head(
     key = _key(this, seed)
     path = this.arrays / f"seed{seed}-head.safetensors"
     if path.exists():
-        with safetensors.safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-        if about.get("fingerprint") == key:
-            net.head.load_state_dict(safetensors.torch.load_file(path, str(this.device)))
-            return json.loads(about["history"])
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+            if about.get("fingerprint") == key:
+                net.head.load_state_dict(safetensors.torch.load_file(path, str(this.device)))
+                return json.loads(about["history"])
+        except (OSError, safetensors.SafetensorError) as error:
+            log.warning("%s: damaged, made anew (%s)", path, error)
     head = finetune.phases(this.config, 0)[0]
     checkpoint = path.with_name(f"seed{seed}-head-{key[:12]}.checkpoint")
     history = finetune.fit_head(

@@ -330,6 +330,13 @@ def test_interrupted_run_goes_on_to_the_same_result(config, monkeypatch, tmp_pat
     assert left == {".npz", ".safetensors", ".csv", ".json"}
 
 
+def test_damaged_head_is_trained_anew(config, trained):
+    first = tables(transfer.run(config, "box"))
+    Path("results/s/arrays/transfer/box/seed0-2.npz").unlink()
+    Path("results/s/arrays/transfer/box/seed0-head.safetensors").write_bytes(b"half")
+    assert tables(transfer.run(config, "box")) == first and trained[4:] == [("fit_head", 0), ("fit_all", 0)]
+
+
 def test_level_that_the_backbone_lacks_is_told_before_any_image_is_read(config, monkeypatch):
     monkeypatch.setattr(data, "load_category", None)
     with pytest.raises(ConfigError, match=r"transfer\.levels: test_efficientnet has no level9"):
