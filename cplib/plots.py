@@ -245,7 +245,7 @@ def finetuning_curves(points: pd.DataFrame, paper: dict[tuple[str, str], float])
         axis.minorticks_off()
         axis.set(title=category, xlabel="updates of all layers", ylabel="image AUC (%)")
         axis.grid(axis="y", lw=0.4)
-    axes[0][0].legend()
+    axes[0][-1].legend(loc="lower left", bbox_to_anchor=(1, 0))
     return figure
 
 
