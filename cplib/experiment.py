@@ -88,11 +88,11 @@ def run(
     for seed in range(n_seeds):
         key = fingerprint(config, method, images.digest, seed)
         path = arrays / f"seed{seed}.npz"
-        if _is_finished(path, key, keep_weights):
+        if is_finished(path, key, keep_weights):
             continue
         if reuse is not None:
             found = reuse / "arrays" / method / category / path.name
-            if _is_finished(found, key, with_weights=False):
+            if is_finished(found, key, with_weights=False):
                 record.add_note(
                     folder, seed, record.read_notes(reuse / "runs" / method / category).get(seed, {})
                 )
@@ -130,7 +130,7 @@ def fingerprint(config: Config, method: str, digest: str, seed: int) -> str:
     return record.fingerprint(parts, TRAINING_MODULES)
 
 
-def _is_finished(path: Path, key: str, with_weights: bool) -> bool:
+def is_finished(path: Path, key: str, with_weights: bool) -> bool:
     """Whether a seed's arrays, and its weights if wanted, are there and carry this fingerprint."""
     if not record.has_arrays(path, key):
         return False

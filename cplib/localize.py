@@ -21,6 +21,7 @@ from cplib.gde import DensityError
 from cplib.model import STEMS
 from cplib.train import autocast
 
+WIDTH = 512  # of the embeddings of a ResNet-18
 _LEAST_VARIANCE = 1e-12  # as cplib.gde: keeps the inverse where all embeddings are equal
 _BLOCK_BYTES = 128 * 2**20  # of samples in float64 at a time, where there is a Gaussian per location
 _CHUNK_BYTES = 512 * 2**20  # of embeddings of test images that are scored together
@@ -258,10 +259,12 @@ def score_maps(
             density.partial_fit(unit_length(embeddings))
     side = grid_side(test.shape[-1], patch_size, stride)
     parts: dict[str, list[Tensor]] = {name: [torch.empty(0, side, side)] for name in densities}
-    chunk = max(1, _CHUNK_BYTES // (side**2 * 512 * 2))
+    chunk = max(1, _CHUNK_BYTES // (side**2 * WIDTH * 2))
     for images in test.split(chunk) if len(test) else ():
         stream = embed_patches(net, images, patch_size, stride, config, batch_size, "test patches")
-        embeddings = torch.stack([unit_length(e) for e in stream])
+        embeddings = images.new_empty(len(images), side, side, WIDTH, dtype=torch.half)
+        for k, image in enumerate(stream):  # a list and its stack would take twice the memory
+            embeddings[k] = unit_length(image)
         for name, density in fitted.items():
             parts[name].append(density.score(embeddings).cpu())
     return {name: torch.cat(maps).numpy() for name, maps in parts.items()}

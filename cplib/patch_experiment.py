@@ -15,7 +15,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,8 +176,8 @@ def _note(seconds: dict[str, float], device: torch.device) -> dict[str, Any]:
 
 def _gradcam(
     config: Config, images: data.Category, root: Path, arrays: Path, device: torch.device
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Seed and GradCAM (m, rows, columns) of each image-level 3-way model, which are trained if need be."""
+) -> list[tuple[int, np.ndarray]]:
+    """Seed and GradCAM (m, rows, columns) of each image-level 3-way model; these are trained if need be."""
     if importlib.util.find_spec("captum") is None:
         log.warning("GradCAM left out: it needs captum (pip install captum); run again to add it")
         return []
@@ -186,12 +186,17 @@ def _gradcam(
     image_level = data.load_category(
         configuration.data_root(config), images.name, config.data.image_size, config.data.cache
     )
-    experiment.run(config, METHOD, images.name, root, device)
     folder, found = root / "arrays" / METHOD / images.name, []
-    for seed in range(config.n_seeds(METHOD, images.name)):
+    keys = [
+        experiment.fingerprint(config, METHOD, image_level.digest, seed)
+        for seed in range(config.n_seeds(METHOD, images.name))
+    ]
+    if not all(experiment.is_finished(folder / f"seed{s}.npz", k, True) for s, k in enumerate(keys)):
+        experiment.run(config, METHOD, images.name, root, device)
+    for seed, weights in enumerate(keys):
         path = arrays / f"gradcam-seed{seed}.npz"
         parts = {
-            "weights": experiment.fingerprint(config, METHOD, image_level.digest, seed),
+            "weights": weights,
             "density": config.gde.density,
             "target": config.localize.cam_target,
             "relu": config.localize.cam_relu,

@@ -60,8 +60,12 @@ def has_weights(path: Path, key: str) -> bool:
     """Whether a file of weights (.safetensors) is there and carries this fingerprint."""
     if not path.exists():
         return False
-    with safetensors.safe_open(path, "pt") as file:
-        return (file.metadata() or {}).get("fingerprint") == key
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("fingerprint") == key
+    except safetensors.SafetensorError as error:
+        log.warning("%s: damaged, made anew (%s)", path, error)
+        return False
 
 
 def save_weights(path: Path, net: nn.Module, key: str, **metadata: str) -> None:

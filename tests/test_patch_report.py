@@ -19,7 +19,7 @@ CONFIG = replace(Config(), study="s", categories=("bottle", "hazelnut", "screw")
 
 @pytest.fixture
 def metrics() -> pd.DataFrame:
-    """Pixel AUC 90 per location, 80 shared; 1 more for the second seed, 5 less at 32 px, 20 less untrained."""
+    """Pixel AUC 90 per location, 80 shared; second seed 1 more, at 32 px 5 less, untrained 20 less."""
     rows = []
     for category in LOCAL.categories:
         for size in LOCAL.patch_sizes:
