@@ -13,9 +13,7 @@ from typing import Any
 
 import yaml
 
-
-class ConfigError(ValueError):
-    """A parameter is unknown, has the wrong type or an impossible value."""
+from cplib.config_check import ConfigError, check
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,31 @@ class GdeConfig:
 
 
 @dataclass(frozen=True)
+class LocalizeConfig:
+    """Patch model and GradCAM (sections 2.4, 4.2, A.5), on categories that have masks."""
+
+    categories: tuple[str, ...] = ()
+    aligned: tuple[str, ...] = ()
+    image_size: int = 256
+    patch_sizes: tuple[int, ...] = (64,)
+    stride: int = 4
+    seeds: int = 5
+    updates: int = 65536
+    sources: int = 32
+    learning_rate: float = 0.03
+    stem: str = "3x3_stride2"
+    densities: tuple[str, ...] = ("per_location", "shared")
+    sigma: float = 0.0
+    border: str = "transposed"
+    cam_target: str = "density"
+    cam_relu: bool = False
+
+    def density(self, category: str) -> str:
+        """Placement of the density that the tables show for a category (section 4.2)."""
+        return "per_location" if category in self.aligned else "shared"
+
+
+@dataclass(frozen=True)
 class CurveConfig:
     """Grid of the curves of AUC against the number of updates, each a complete cosine cycle."""
 
@@ -103,6 +126,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     gde: GdeConfig = field(default_factory=GdeConfig)
+    localize: LocalizeConfig = field(default_factory=LocalizeConfig)
     curve: CurveConfig = field(default_factory=CurveConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
 
@@ -138,7 +162,7 @@ def load(path: str | Path = "params.yaml", overrides: Mapping[str, Any] | None =
     for name, value in (overrides or {}).items():
         _set(tree, name, value)
     config = _build(Config, tree, "")
-    _check(config)
+    check(config)
     return config
 
 
@@ -212,60 +236,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _check(config: Config) -> None:
-    """Raise ConfigError for values of the right type that no run can use."""
-
-    def need(condition: bool, name: str, value: Any, wanted: str) -> None:
-        if not condition:
-            raise ConfigError(f"{name}: must be {wanted}, got {value!r}")
-
-    def ordered(section: Any, name: str, low: float, high: float) -> None:
-        for key in name.split():
-            lowest, highest = getattr(section, key)
-            text = f"a range (lowest, highest) within [{low:g}, {high:g}]"
-            need(low <= lowest <= highest <= high, f"augment.{key}", (lowest, highest), text)
-
-    study = config.study
-    need(study not in ("", ".", "..") and "/" not in study, "study", study, "a folder name")
-    # train.update_generator tells no more seeds and updates apart
-    most_seeds = 2**12
-    some = f"between 1 and {most_seeds}"
-    need(1 <= config.seeds <= most_seeds, "seeds", config.seeds, some)
-    for key, value in config.seeds_of.items():
-        need(1 <= value <= most_seeds, f"seeds_of.{key}", value, some)
-    size = config.data.image_size
-    need(32 <= size <= 1024, "data.image_size", size, "between 32 and 1024 pixels")
-    for key in ("translate", "jitter", "patch_jitter"):
-        value = getattr(config.augment, key)
-        need(0 <= value <= 0.5, f"augment.{key}", value, "between 0 and 0.5")
-    ordered(config.augment, "area_ratio", 0.0001, 0.5)
-    ordered(config.augment, "aspect_ratio", 0.1, 10)
-    low, high = config.augment.aspect_ratio
-    need(low <= 1 <= high, "augment.aspect_ratio", (low, high), "a range that contains 1")
-    ordered(config.augment, "scar_width scar_length", 1, 128)
-    ordered(config.augment, "scar_angle", -90, 90)
-    train = config.train
-    need(0 <= train.updates < 2**20, "train.updates", train.updates, "from 0 to 1048575")
-    need(train.sources >= 1, "train.sources", train.sources, "at least 1")
-    need(train.learning_rate > 0, "train.learning_rate", train.learning_rate, "above 0")
-    need(0 <= train.momentum < 1, "train.momentum", train.momentum, "in [0, 1)")
-    need(train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "0 or more")
-    need(train.head_layers >= 0, "train.head_layers", train.head_layers, "0 or more")
-    choices = {
-        "normalize": ("imagenet", "none"),
-        "stem": ("imagenet", "3x3_stride1", "3x3_stride2"),
-        "precision": ("auto", "bfloat16", "float32"),
-    }
-    for key, allowed in choices.items():
-        value = getattr(train, key)
-        need(value in allowed, f"train.{key}", value, "one of " + ", ".join(allowed))
-    density, densities = config.gde.density, config.gde.densities
-    need(density in densities, "gde.density", density, f"one of gde.densities {densities}")
-    for key, updates in config.curve.updates.items():
-        good = key.isdigit() and 32 <= int(key) <= 1024
-        need(good, "curve.updates", key, "by image size, between 32 and 1024 pixels")
-        for value in updates:
-            need(0 <= value < 2**20, f"curve.updates.{key}", value, "from 0 to 1048575")
-    need(1 <= config.curve.seeds <= most_seeds, "curve.seeds", config.curve.seeds, some)

@@ -8,23 +8,19 @@ Its results go to the folder of the study, as cplib.study describes.
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
-import hashlib
 import json
 import logging
 import os
 import shutil
 import sys
 import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 
 from cplib import augment, color, data, gde, machine, model, patches, record, train
@@ -37,6 +33,7 @@ log = logging.getLogger(__name__)
 # "untrained" is the control: the same network and density with random weights.
 METHODS: dict[str, tuple[str, ...]] = {**augment.TASKS, "untrained": ("normal",)}
 ERRORS = (ConfigError, data.DataError, gde.DensityError, ExperimentError, train.TrainingError)
+TRAINING_MODULES = (color, patches, augment, model, train)  # whose sources decide what is trained
 _BYTES_PER_SEED = 60 * 2**20  # weights, embeddings and a checkpoint's momentum, generously
 
 
@@ -91,18 +88,18 @@ def run(
     for seed in range(n_seeds):
         key = fingerprint(config, method, images.digest, seed)
         path = arrays / f"seed{seed}.npz"
-        if _is_finished(path, key, keep_weights):
+        if is_finished(path, key, keep_weights):
             continue
         if reuse is not None:
             found = reuse / "arrays" / method / category / path.name
-            if _is_finished(found, key, with_weights=False):
+            if is_finished(found, key, with_weights=False):
                 record.add_note(
                     folder, seed, record.read_notes(reuse / "runs" / method / category).get(seed, {})
                 )
                 shutil.copyfile(found, path.with_suffix(".partial"))
                 os.replace(path.with_suffix(".partial"), path)
                 continue
-        _check_disk(arrays)
+        record.check_disk(arrays, _BYTES_PER_SEED)
         if path.exists():  # of other parameters: the scores of these are none of what is made now
             (folder / "scores.csv").unlink(missing_ok=True)
         log.info("%s on %s, seed %d of %d, %s", method, category, seed, n_seeds, device)
@@ -123,54 +120,21 @@ def run_curve(config: Config) -> None:
 
 def fingerprint(config: Config, method: str, digest: str, seed: int) -> str:
     """SHA-256 of all that decides a seed's embeddings: parameters, images, sources (comments aside)."""
-    modules = (color, patches, augment, model, train)
     parts = {
         "task": METHODS[method],
         "augment": dataclasses.asdict(config.augment),
         "train": dataclasses.asdict(config.train),
         "data": digest,
         "seed": seed,
-        "sources": [_source_digest(Path(m.__file__)) for m in modules],
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return record.fingerprint(parts, TRAINING_MODULES)
 
 
-def _source_digest(path: Path) -> str:
-    """Digest of a module's code without comments, docstrings and layout."""
-    tree = ast.parse(path.read_text())
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    for node in ast.walk(tree):
-        if isinstance(node, documented) and ast.get_docstring(node) is not None:
-            node.body.pop(0)
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-def _is_finished(path: Path, key: str, with_weights: bool) -> bool:
+def is_finished(path: Path, key: str, with_weights: bool) -> bool:
     """Whether a seed's arrays, and its weights if wanted, are there and carry this fingerprint."""
-    if not path.exists():
+    if not record.has_arrays(path, key):
         return False
-    try:
-        with np.load(path) as file:
-            if str(file["fingerprint"]) != key:
-                return False
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        log.warning("%s: damaged, made anew (%s)", path, error)
-        return False
-    weights = path.with_suffix(".safetensors")
-    if not with_weights:
-        return True
-    if not weights.exists():
-        return False
-    with safetensors.safe_open(weights, "pt") as file:
-        return file.metadata() == {"fingerprint": key}
-
-
-def _check_disk(folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < _BYTES_PER_SEED:
-        raise ExperimentError(
-            f"{folder}: {free >> 20} MiB free on its disk, a seed needs {_BYTES_PER_SEED >> 20} MiB"
-        )
+    return not with_weights or record.has_weights(path.with_suffix(".safetensors"), key)
 
 
 def _train_seed(
@@ -201,10 +165,7 @@ def _train_seed(
         if not torch.isfinite(values.half()).all():
             raise train.TrainingError(f"seed {seed}: embeddings of {split} images are not finite in float16")
     if keep_weights:
-        weights = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
-        partial = path.with_suffix(".safetensors.partial")
-        safetensors.torch.save_file(weights, partial, metadata={"fingerprint": key})
-        os.replace(partial, path.with_suffix(".safetensors"))
+        record.save_weights(path.with_suffix(".safetensors"), net, key)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez_compressed(

@@ -46,6 +46,8 @@ def tiny_study(tmp_path_factory):
     params = yaml.safe_load((folder / "params/demo.yaml").read_text()) | TINY
     params["train"] |= {"updates": 4, "sources": 4}
     params["curve"] = {"methods": ["cutpaste_3way"], "updates": {32: [0, 2, 4]}, "seeds": 1}
+    params["localize"] |= {"categories": ["weave"], "image_size": 32, "patch_sizes": [16, 32], "stride": 8}
+    params["localize"] |= {"seeds": 2, "updates": 2, "sources": 2}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     run(["git", "init", "-q"], folder)
     run(["dvc", "repro"], folder)
@@ -59,6 +61,8 @@ def test_repro_executes_every_notebook(tiny_study):
         if path.stem == "experiment":
             outputs = list((tiny_study / "results/tiny/notebooks/experiment").glob("*.ipynb"))
             assert len(outputs) == 2
+        elif path.stem == "patch_experiment":
+            outputs = list((tiny_study / "results/tiny/notebooks/patch_experiment").glob("*.ipynb"))
         assert outputs, path
         for output in outputs:
             notebook = nbformat.read(output, 4)
@@ -86,8 +90,23 @@ def test_table_holds_ours_and_the_paper(tiny_study):
     ours = table[table["group"] == "weave"].set_index("method")
     assert set(ours.index) == {"untrained", "cutpaste_3way", "ensemble_3way"}
     assert ours.loc["cutpaste_3way", "n"] == 2
-    average = table[table["group"] == "texture"].set_index("method")
-    assert average.loc["cutpaste_3way", "paper"] == 97.0
+    average = table[table["group"] == "all"].set_index("method")
+    assert average.loc["cutpaste_3way", "paper"] == 95.2
+
+
+@pytest.mark.slow
+def test_localisation_has_its_table_figure_and_control(tiny_study):
+    results = tiny_study / "results/tiny"
+    table = pd.read_csv(results / "tables/table2_localization.csv")
+    ours = table[(table["group"] == "weave") & table["mean"].notna()].set_index("method")
+    assert set(ours.index) == {"gradcam", "cutpaste_3way", "untrained"}
+    assert (ours["n"] == 2).all() and ours["mean"].between(0, 100).all()
+    gradcam = table[(table["group"] == "all") & (table["method"] == "gradcam")].iloc[0]
+    assert gradcam["paper"] == 88.3 and gradcam["paper_categories"] == "all of MVTec AD"
+    every = pd.read_csv(results / "tables/table2_densities.csv")
+    assert set(every["patch_size"]) == {0, 16, 32}
+    assert set(every["density"]) == {"per_location", "shared", "density"}
+    assert (results / "figures/figure4_localization/weave.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
@@ -98,6 +117,15 @@ def test_command_line_agrees_with_the_notebook(tiny_study):
     command = "python -m cplib.experiment --method cutpaste_3way --category weave"
     run(command.split(), tiny_study)
     assert scores.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_command_line_of_localisation_agrees_with_the_notebook(tiny_study):
+    metrics = tiny_study / "results/tiny/patches/weave/metrics.csv"
+    before = metrics.read_bytes()
+    shutil.rmtree(tiny_study / "results/tiny/arrays/patches")
+    run(["python", "-m", "cplib.patch_experiment", "--category", "weave"], tiny_study)
+    assert metrics.read_bytes() == before
 
 
 @pytest.mark.slow
