@@ -57,6 +57,7 @@ class TrainConfig:
     precision: str = "auto"
     channels_last: bool = True
     compile: bool = False
+    threads: int = 0
 
 
 @dataclass(frozen=True)

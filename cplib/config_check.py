@@ -54,6 +54,7 @@ def check(config: Config) -> None:
     need(0 <= train.momentum < 1, "train.momentum", train.momentum, "in [0, 1)")
     need(train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "0 or more")
     need(train.head_layers >= 0, "train.head_layers", train.head_layers, "0 or more")
+    need(0 <= train.threads <= 1024, "train.threads", train.threads, "from 0 (all) to 1024")
     choices = {
         "normalize": ("imagenet", "none"),
         "stem": STEMS,
