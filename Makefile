@@ -7,6 +7,11 @@ VENV ?= .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 READY := $(VENV)/.ready
+# `make repro` does so many runs side by side: one where they share a GPU, else one for each core, of which
+# training uses no more anyway (train.threads)
+CORES := $(shell nproc)
+JOBS ?= $(if $(shell command -v nvidia-smi),1,$(CORES))
+THREADS := $(shell expr $(CORES) / $(JOBS) \| 1)
 
 .PHONY: help setup repro test quick lint lab benchmark preset lock
 
@@ -26,6 +31,9 @@ repro: $(READY)  ## Run the study of params.yaml (demo data by default) with DVC
 	@if [ -n "$$CUTPASTE_DATA" ]; then for d in "$$CUTPASTE_DATA"/*/; do \
 	    test -e "data/$$(basename "$$d")" || { mkdir -p data; ln -s "$$d" "data/$$(basename "$$d")"; }; done; fi
 	@if [ -n "$$CUTPASTE_WEIGHTS" ]; then ln -sf "$$CUTPASTE_WEIGHTS"/*.safetensors weights/; fi
+	dvc repro demo_data clean
+	@for group in experiment patch_experiment transfer; do dvc stage list --name-only | grep "^$$group@" | \
+	    OMP_NUM_THREADS=$(THREADS) xargs -P $(JOBS) -I{} dvc --wait-for-lock repro -s {} || exit 1; done
 	dvc repro
 
 test: $(READY) lint  ## Lint and all tests

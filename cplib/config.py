@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import os
@@ -13,9 +14,7 @@ from typing import Any
 
 import yaml
 
-
-class ConfigError(ValueError):
-    """A parameter is unknown, has the wrong type or an impossible value."""
+from cplib.config_check import ConfigError, check
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class TrainConfig:
     precision: str = "auto"
     channels_last: bool = True
     compile: bool = False
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,31 @@ class GdeConfig:
 
     density: str = "ledoit_wolf"
     densities: tuple[str, ...] = ("ledoit_wolf", "ridge", "kde", "mixture")
+
+
+@dataclass(frozen=True)
+class LocalizeConfig:
+    """Patch model and GradCAM (sections 2.4, 4.2, A.5), on categories that have masks."""
+
+    categories: tuple[str, ...] = ()
+    aligned: tuple[str, ...] = ()
+    image_size: int = 256
+    patch_sizes: tuple[int, ...] = (64,)
+    stride: int = 4
+    seeds: int = 5
+    updates: int = 65536
+    sources: int = 32
+    learning_rate: float = 0.03
+    stem: str = "3x3_stride2"
+    densities: tuple[str, ...] = ("per_location", "shared")
+    sigma: float = 0.0
+    border: str = "transposed"
+    cam_target: str = "density"
+    cam_relu: bool = False
+
+    def density(self, category: str) -> str:
+        """Placement of the density that the tables show for a category (section 4.2)."""
+        return "per_location" if category in self.aligned else "shared"
 
 
 @dataclass(frozen=True)
@@ -125,6 +150,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     gde: GdeConfig = field(default_factory=GdeConfig)
+    localize: LocalizeConfig = field(default_factory=LocalizeConfig)
     curve: CurveConfig = field(default_factory=CurveConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
@@ -161,8 +187,25 @@ def load(path: str | Path = "params.yaml", overrides: Mapping[str, Any] | None =
     for name, value in (overrides or {}).items():
         _set(tree, name, value)
     config = _build(Config, tree, "")
-    _check(config)
+    check(config)
     return config
+
+
+def command_line(module: str, description: str | None) -> argparse.ArgumentParser:
+    """Parser of `python -m <module>` with the options that `from_options` reads."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--params", default="params.yaml", help="parameter file (params.yaml)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one parameter"
+    )
+    return parser
+
+
+def from_options(options: argparse.Namespace) -> Config:
+    """The parameter file that the command line names, with its changes; raises as `load`."""
+    overrides = dict(item.split("=", 1) if "=" in item else (item, "") for item in options.set)
+    return load(options.params, overrides)
 
 
 def data_root(config: Config) -> Path:
@@ -235,81 +278,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _check(config: Config) -> None:
-    """Raise ConfigError for values of the right type that no run can use."""
-
-    def need(condition: bool, name: str, value: Any, wanted: str) -> None:
-        if not condition:
-            raise ConfigError(f"{name}: must be {wanted}, got {value!r}")
-
-    def ordered(section: Any, name: str, low: float, high: float) -> None:
-        for key in name.split():
-            lowest, highest = getattr(section, key)
-            text = f"a range (lowest, highest) within [{low:g}, {high:g}]"
-            need(low <= lowest <= highest <= high, f"augment.{key}", (lowest, highest), text)
-
-    study = config.study
-    need(study not in ("", ".", "..") and "/" not in study, "study", study, "a folder name")
-    # train.update_generator tells no more seeds and updates apart
-    most_seeds = 2**12
-    some = f"between 1 and {most_seeds}"
-    need(1 <= config.seeds <= most_seeds, "seeds", config.seeds, some)
-    for key, value in config.seeds_of.items():
-        need(1 <= value <= most_seeds, f"seeds_of.{key}", value, some)
-    size = config.data.image_size
-    need(32 <= size <= 1024, "data.image_size", size, "between 32 and 1024 pixels")
-    for key in ("translate", "jitter", "patch_jitter"):
-        value = getattr(config.augment, key)
-        need(0 <= value <= 0.5, f"augment.{key}", value, "between 0 and 0.5")
-    ordered(config.augment, "area_ratio", 0.0001, 0.5)
-    ordered(config.augment, "aspect_ratio", 0.1, 10)
-    low, high = config.augment.aspect_ratio
-    need(low <= 1 <= high, "augment.aspect_ratio", (low, high), "a range that contains 1")
-    ordered(config.augment, "scar_width scar_length", 1, 128)
-    ordered(config.augment, "scar_angle", -90, 90)
-    train = config.train
-    need(0 <= train.updates < 2**20, "train.updates", train.updates, "from 0 to 1048575")
-    need(train.sources >= 1, "train.sources", train.sources, "at least 1")
-    need(train.learning_rate > 0, "train.learning_rate", train.learning_rate, "above 0")
-    need(0 <= train.momentum < 1, "train.momentum", train.momentum, "in [0, 1)")
-    need(train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "0 or more")
-    need(train.head_layers >= 0, "train.head_layers", train.head_layers, "0 or more")
-    choices = {
-        "normalize": ("imagenet", "none"),
-        "stem": ("imagenet", "3x3_stride1", "3x3_stride2"),
-        "precision": ("auto", "bfloat16", "float32"),
-    }
-    for key, allowed in choices.items():
-        value = getattr(train, key)
-        need(value in allowed, f"train.{key}", value, "one of " + ", ".join(allowed))
-    transfer = config.transfer
-    size = transfer.image_size
-    need(32 <= size <= 1024, "transfer.image_size", size, "between 32 and 1024 pixels")
-    need(transfer.sources >= 1, "transfer.sources", transfer.sources, "at least 1")
-    for key in ("head_learning_rate", "learning_rate"):
-        need(getattr(transfer, key) > 0, f"transfer.{key}", getattr(transfer, key), "above 0")
-    value = transfer.head_updates
-    need(0 <= value < 2**20, "transfer.head_updates", value, "from 0 to 1048575")
-    need(1 <= transfer.updates < 2**20, "transfer.updates", transfer.updates, "from 1 to 1048575")
-    for value in transfer.curve:
-        need(0 <= value < 2**20, "transfer.curve", value, "from 0 to 1048575")
-    allowed = choices["precision"]
-    value = transfer.precision
-    need(value in allowed, "transfer.precision", value, "one of " + ", ".join(allowed))
-    need(len(transfer.levels) > 0, "transfer.levels", transfer.levels, "a list of pool, level1, level2, ...")
-    for value in transfer.levels:
-        good = value == "pool" or (value.startswith("level") and value[5:].isdigit() and int(value[5:]) > 0)
-        need(good, "transfer.levels", value, "pool, level1, level2, ...")
-    for key in ("seeds", "curve_seeds"):  # each seed draws from two streams of updates
-        value = getattr(transfer, key)
-        need(1 <= value <= most_seeds // 2, f"transfer.{key}", value, f"between 1 and {most_seeds // 2}")
-    density, densities = config.gde.density, config.gde.densities
-    need(density in densities, "gde.density", density, f"one of gde.densities {densities}")
-    for key, updates in config.curve.updates.items():
-        good = key.isdigit() and 32 <= int(key) <= 1024
-        need(good, "curve.updates", key, "by image size, between 32 and 1024 pixels")
-        for value in updates:
-            need(0 <= value < 2**20, f"curve.updates.{key}", value, "from 0 to 1048575")
-    need(1 <= config.curve.seeds <= most_seeds, "curve.seeds", config.curve.seeds, some)

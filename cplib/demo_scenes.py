@@ -30,6 +30,7 @@ from cplib.demo_drawing import (
     step,
     streaks,
     stroke,
+    tape,
 )
 
 
@@ -123,16 +124,13 @@ def _board(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
 
     if defect == "inlay":
         rgb = scale(rgb, 1 - flaw.uniform(0.25, 0.45) * ridge(inlay, 0.006))
-    if defect == "crack":  # opens along the grain
-        line = v - v[row, col] + 0.003 * smooth(flaw, n, 24, 24)
-        taper = np.clip(1 - (2 * (u - u[row, col]) / flaw.uniform(0.3, 0.6)) ** 2, 0, None)
-        depth = 0.8 * step(flaw.uniform(0.010, 0.018) * taper - np.abs(line), 0.006)
-        rgb = over(rgb, depth * (taper > 0), 0.3 * dark)
     if defect == "gap":  # a piece of one board is missing
         lost = (index == index[row, col]) * step(flaw.uniform(0.03, 0.06) - np.abs(u - u[row, col]), 0.006)
         rgb = over(rgb, 0.95 * lost, 0.2 * dark)
     if defect == "label":
         rgb = label(flaw, rgb, x - x[row, col], y - y[row, col])
+    if defect == "scratch":  # across the grain
+        rgb = scale(rgb, scratch(flaw, t, s))
     return stain(flaw, rgb, t, s) if defect == "stain" else rgb
 
 
@@ -169,12 +167,6 @@ def _plate(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
     sheath = ((0.75, 0.72, 0.66), (0.25, 0.40, 0.70), (0.75, 0.25, 0.18))[rng.integers(3)]
     hue = scale(np.float32(sheath), 0.45 + 0.75 * arch(wire))
     hue = hue + 0.3 * ridge(wire + 0.4, 0.28)[..., None]
-    if defect == "cut_cable":  # the sheath is nicked, copper shows
-        rough = 0.006 * smooth(flaw, n, 40, 40) - 0.0126 * wire
-        nick = flaw.uniform(0.03, 0.05) - np.abs(run - flaw.uniform(0.1, 0.19) + rough)
-        side = float(flaw.choice((-1, 1))) * wire > -0.35
-        copper = (0.5 + 0.35 * np.sin(18 * wire))[..., None] * colour(0.66, 0.40, 0.22)
-        hue = over(hue, step(nick, 0.008) * side, copper)
     rgb = over(rgb, step(-cable, pixel), hue)
 
     # the plate, in grey: brushed metal with a bevelled rim
@@ -188,15 +180,16 @@ def _plate(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
     # the print: eight bars and a dashed line
     ink = rng.uniform(0.12, 0.2)
     half = np.float32((5, 3, 7, 3, 3, 6, 4, 5)) * np.float32(0.0011)
-    qx, qy = px, py
-    if defect == "misprint":  # slipped and turned
-        qx, qy = rotate(px - 0.15, py - flaw.uniform(0.04, 0.09), flaw.uniform(10, 40))
-        qx = qx + 0.15
-    k = np.clip(np.rint((qx - 0.075) / 0.021), 0, 7).astype(np.int8)
-    bars = box(qx - 0.075 - np.float32(0.021) * k, qy + 0.025, half[k], 0.06, 0.001)
-    line = box(qx - 0.15, qy - 0.072, 0.08, 0.012, 0.002)
-    line = np.maximum(line, 0.0035 - np.abs((qx + 1) % 0.03 - 0.015))
-    metal = over(metal, 0.85 * step(-np.minimum(bars, line), pixel), ink)
+    prints = [(px - 0.15, py)]
+    if defect == "misprint":  # printed a second time, askew
+        at = flaw.uniform(0.02, 0.16), flaw.choice((-1, 1)) * flaw.uniform(0.1, 0.16)
+        prints.append(rotate(px - at[0], py - at[1], flaw.choice((-1, 1)) * flaw.uniform(20, 60)))
+    for qx, qy in prints:
+        k = np.clip(np.rint((qx + 0.075) / 0.021), 0, 7).astype(np.int8)
+        bars = box(qx + 0.075 - np.float32(0.021) * k, qy + 0.025, half[k], 0.06, 0.001)
+        line = box(qx, qy - 0.072, 0.08, 0.012, 0.002)
+        line = np.maximum(line, 0.0035 - np.abs((qx + 1) % 0.03 - 0.015))
+        metal = over(metal, 0.85 * step(-np.minimum(bars, line), pixel), ink)
     if defect == "scratch":
         at = ((0.02, -0.17), (0.03, 0.17), (0.2, 0.0), (0.13, -0.13))[flaw.integers(4)]
         t, s = px - at[0] - flaw.normal(0, 0.015), py - at[1] - flaw.normal(0, 0.015)
@@ -219,16 +212,14 @@ def _plate(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
     cx, cy = np.abs(c * sx + s * sy), np.abs(c * sy - s * sx)
     cross = np.maximum(np.minimum(cx, cy) - 0.0075, np.maximum(cx, cy) - 0.026)
     steel = over(steel - 0.3 * ridge(head, 0.006), step(-cross, pixel), 0.17)
-    if defect == "missing_screw":
-        bore = np.clip(0.10 - 0.12 * facing, 0.04, 0.3)
-        bore = over(0.42 - 0.2 * facing, step(-(head + 0.012), pixel), bore)
-        steel = np.where(corner == flaw.integers(4), bore, steel)
     metal = metal * (1 - 0.35 * ridge(np.maximum(head, 0), 0.012))
     metal = over(metal, step(-head, pixel), steel)
     rgb = over(rgb, step(-outline, pixel), metal[..., None] * colour(1, 1, 1.02))
 
     if defect == "label":  # of another part, stuck on askew
         rgb = label(flaw, rgb, px - flaw.uniform(-0.2, 0.25), py - flaw.uniform(-0.2, 0.2))
+    if defect == "tape":
+        rgb = tape(flaw, rgb, px - flaw.uniform(-0.2, 0.2), py - flaw.uniform(-0.18, 0.18))
 
     ring, shine = np.float32(1), np.float32(0.75)  # the poles of the socket
     for a, b in ((0, 1), (-0.866, -0.5), (0.866, -0.5)):

@@ -7,9 +7,7 @@ Its results go to the folder of the study, as cplib.study describes.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -22,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 
 from cplib import augment, color, data, gde, machine, model, patches, record, train
@@ -35,6 +32,7 @@ log = logging.getLogger(__name__)
 # "untrained" is the control: the same network and density with random weights.
 METHODS: dict[str, tuple[str, ...]] = {**augment.TASKS, "untrained": ("normal",)}
 ERRORS = (ConfigError, data.DataError, gde.DensityError, ExperimentError, train.TrainingError)
+TRAINING_MODULES = (color, patches, augment, model, train)  # whose sources decide what is trained
 _BYTES_PER_SEED = 60 * 2**20  # weights, embeddings and a checkpoint's momentum, generously
 
 
@@ -89,11 +87,11 @@ def run(
     for seed in range(n_seeds):
         key = fingerprint(config, method, images.digest, seed)
         path = arrays / f"seed{seed}.npz"
-        if _is_finished(path, key, keep_weights):
+        if is_finished(path, key, keep_weights):
             continue
         if reuse is not None:
             found = reuse / "arrays" / method / category / path.name
-            if _is_finished(found, key, with_weights=False):
+            if is_finished(found, key, with_weights=False):
                 record.add_note(
                     folder, seed, record.read_notes(reuse / "runs" / method / category).get(seed, {})
                 )
@@ -121,29 +119,21 @@ def run_curve(config: Config) -> None:
 
 def fingerprint(config: Config, method: str, digest: str, seed: int) -> str:
     """SHA-256 of all that decides a seed's embeddings: parameters, images, sources (comments aside)."""
-    modules = (color, patches, augment, model, train)
     parts = {
         "task": METHODS[method],
         "augment": dataclasses.asdict(config.augment),
         "train": dataclasses.asdict(config.train),
         "data": digest,
         "seed": seed,
-        "sources": [record.source_digest(Path(m.__file__)) for m in modules],
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return record.fingerprint(parts, TRAINING_MODULES)
 
 
-def _is_finished(path: Path, key: str, with_weights: bool) -> bool:
+def is_finished(path: Path, key: str, with_weights: bool) -> bool:
     """Whether a seed's arrays, and its weights if wanted, are there and carry this fingerprint."""
-    if not record.arrays_stand(path, key):
+    if not record.has_arrays(path, key):
         return False
-    weights = path.with_suffix(".safetensors")
-    if not with_weights:
-        return True
-    if not weights.exists():
-        return False
-    with safetensors.safe_open(weights, "pt") as file:
-        return file.metadata() == {"fingerprint": key}
+    return not with_weights or record.has_weights(path.with_suffix(".safetensors"), key)
 
 
 def _train_seed(
@@ -174,10 +164,7 @@ def _train_seed(
         if not torch.isfinite(values.half()).all():
             raise train.TrainingError(f"seed {seed}: embeddings of {split} images are not finite in float16")
     if keep_weights:
-        weights = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
-        partial = path.with_suffix(".safetensors.partial")
-        safetensors.torch.save_file(weights, partial, metadata={"fingerprint": key})
-        os.replace(partial, path.with_suffix(".safetensors"))
+        record.save_weights(path.with_suffix(".safetensors"), net, key)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez_compressed(
@@ -186,31 +173,19 @@ def _train_seed(
             history=json.dumps(history),
             **{k: v.numpy().astype(np.float16) for k, v in embeddings.items()},
         )
-    return {
-        "seconds": round(time.perf_counter() - started, 1),
-        "device": machine.device_name(device),
-        "torch": torch.__version__,
-        "commit": machine.commit(),
-        "peak_memory_mib": machine.peak_memory_mib(device),
-    }
+    return {"seconds": round(time.perf_counter() - started, 1), **machine.facts(device)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m cplib.experiment", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = configuration.command_line("cplib.experiment", __doc__)
     parser.add_argument("--method", action="append", choices=METHODS, help="default: all of the grid")
     parser.add_argument("--category", action="append", help="default: all of the grid")
-    parser.add_argument("--params", default="params.yaml", help="parameter file (params.yaml)")
     parser.add_argument("--curve", action="store_true", help="the runs of AUC against updates")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one parameter"
-    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        overrides = dict(item.split("=", 1) if "=" in item else (item, "") for item in options.set)
-        config = configuration.load(options.params, overrides)
+        config = configuration.from_options(options)
         if options.curve:
             _check_grid(config, config.curve.methods, config.categories)
             run_curve(config)

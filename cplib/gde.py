@@ -79,6 +79,16 @@ class GaussianDensity:
         self._factor = cho_factor(matrix, lower=True)
         return self
 
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean (d,) of the normalised embeddings."""
+        return self.covariance.location_
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Inverse (d, d) of the regularised covariance."""
+        return cho_solve(self._factor, np.eye(len(self.mean)))
+
     def score_samples(self, embeddings: np.ndarray) -> np.ndarray:
         difference = normalized(embeddings, len(self.covariance.location_)) - self.covariance.location_
         return np.einsum("nd,dn->n", difference, cho_solve(self._factor, difference.T))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
@@ -160,7 +161,45 @@ def ranked_images(images: Category, scores: pd.DataFrame, density: str, seed: in
     )
 
 
-def detection(table: pd.DataFrame, methods: Sequence[str]) -> Figure:
+def heat_maps(
+    images: Category, chosen: Sequence[int], maps: Mapping[str, np.ndarray], titles: Sequence[str]
+) -> Figure:
+    """Test images in columns; rows: input, outline of the mask, and maps by name.
+
+    Each kind of map has one colour scale, taken from all test images of the category: maps with values of
+    both signs are centred on 0, others shown by the square root, which makes squared distances distances.
+
+    Args:
+        chosen: indices of test images.
+        maps: (m, height, width) of all test images, by name of the row; the size of the images.
+        titles: one for each column.
+    """
+    n = len(chosen)
+    figure, axes = plt.subplots(
+        2 + len(maps), n, figsize=(1.15 * n + 1, 1.2 * (2 + len(maps))), squeeze=False
+    )
+    for row, name in zip(axes, ["input", "mask", *maps], strict=True):
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for axis, k in zip(row, chosen, strict=True):
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if name not in maps:
+                axis.imshow(to_array(images.test[k]), interpolation="nearest")
+            if name != "input" and images.masks is not None and images.masks[k].any():
+                axis.contour(images.masks[k].numpy().astype(float), [0.5], colors=ORANGE, linewidths=0.9)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=7, pad=2)
+    for row, values in zip(axes[2:], maps.values(), strict=True):
+        low, high = np.quantile(values, [0.01, 0.999])
+        most = max(-low, high, 1e-12)
+        norm = Normalize(-most, most) if low < 0 else PowerNorm(0.5, low, max(high, low + 1e-12))
+        for axis, k in zip(row, chosen, strict=True):
+            shown = axis.imshow(values[k], norm=norm, cmap="RdBu_r" if low < 0 else "viridis")
+        figure.colorbar(shown, ax=list(row), pad=0.01, aspect=12).ax.tick_params(labelsize=6)
+    return figure
+
+
+def detection(table: pd.DataFrame, methods: Sequence[str], ylabel: str = "image AUC (%)") -> Figure:
     """AUC of each method, a panel per category or average: ours with standard error, the paper's
     value, and the untrained control as a line."""
     groups = list(dict.fromkeys(table["group"]))
@@ -181,7 +220,7 @@ def detection(table: pd.DataFrame, methods: Sequence[str]) -> Figure:
         axis.set_xticks(x, trained, rotation=90)
         axis.set_xlim(-0.6, len(trained) - 0.4)
         axis.grid(axis="y", lw=0.4)
-    axes[0][0].set_ylabel("image AUC (%)")
+    axes[0][0].set_ylabel(ylabel)
     axes[0][-1].legend(loc="lower left", bbox_to_anchor=(1, 0))
     return figure
 

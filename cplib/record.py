@@ -1,6 +1,5 @@
-"""What a run leaves behind: scores, history and metrics of all its seeds, each file replaced as a whole;
-and whether it still stands.
-"""
+"""What a run leaves behind: arrays and weights that carry a fingerprint; scores, history and metrics of all
+its seeds. Each file is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -11,12 +10,16 @@ import logging
 import os
 import shutil
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import safetensors.torch
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
 from cplib import data, gde
 from cplib.config import Config
@@ -25,7 +28,13 @@ from cplib.study import ExperimentError
 log = logging.getLogger(__name__)
 
 
-def source_digest(path: Path) -> str:
+def fingerprint(parts: dict[str, Any], modules: Iterable[ModuleType]) -> str:
+    """SHA-256 of parameters and of the sources of modules, comments aside."""
+    parts = {**parts, "sources": [_source_digest(Path(m.__file__)) for m in modules]}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _source_digest(path: Path) -> str:
     """Digest of a module's code without comments, docstrings and layout."""
     tree = ast.parse(path.read_text())
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
@@ -35,8 +44,8 @@ def source_digest(path: Path) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-def arrays_stand(path: Path, key: str) -> bool:
-    """Whether arrays are there, undamaged, and carry this fingerprint."""
+def has_arrays(path: Path, key: str) -> bool:
+    """Whether a file of arrays (.npz) is there and carries this fingerprint."""
     if not path.exists():
         return False
     try:
@@ -47,8 +56,34 @@ def arrays_stand(path: Path, key: str) -> bool:
         return False
 
 
+def has_weights(path: Path, key: str) -> bool:
+    """Whether a file of weights (.safetensors) is there and carries this fingerprint."""
+    if not path.exists():
+        return False
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("fingerprint") == key
+    except safetensors.SafetensorError as error:
+        log.warning("%s: damaged, made anew (%s)", path, error)
+        return False
+
+
+def save_weights(path: Path, net: nn.Module, key: str, **metadata: str) -> None:
+    weights = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
+    partial = path.with_name(path.name + ".partial")
+    safetensors.torch.save_file(weights, partial, metadata={"fingerprint": key, **metadata})
+    os.replace(partial, path)
+
+
+def save_arrays(path: Path, key: str, **arrays: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, fingerprint=key, **arrays)
+    os.replace(partial, path)
+
+
 def check_disk(folder: Path, needed: int) -> None:
-    """Raise ExperimentError if so many bytes are not free where the folder is."""
+    """Raise ExperimentError where fewer bytes than a seed needs are free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ExperimentError(f"{folder}: {free >> 20} MiB free on its disk, a seed needs {needed >> 20} MiB")

@@ -18,10 +18,10 @@ ENSEMBLE = "ensemble_3way"
 GROUPS = ("texture", "object", "all")  # averages over categories, as the paper's tables show them
 
 
-def published(table: str) -> pd.DataFrame:
-    """The paper's numbers of one table: columns group, method, auc and stderr in percent."""
+def published(*tables: str) -> pd.DataFrame:
+    """The paper's numbers of tables: columns group, method, auc and stderr in percent."""
     rows = pd.read_csv(PUBLISHED)
-    return rows[rows["table"] == table][["group", "method", "auc", "stderr"]]
+    return rows[rows["table"].isin(tables)][["group", "method", "auc", "stderr"]]
 
 
 def missing_runs(config: Config) -> list[str]:
@@ -156,7 +156,7 @@ def summarize(aucs: pd.DataFrame, config: Config) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "group", "mean", "stderr", "n"])
 
 
-def beside_paper(summary: pd.DataFrame, config: Config, table: str) -> pd.DataFrame:
+def beside_paper(summary: pd.DataFrame, config: Config, *tables: str) -> pd.DataFrame:
     """Join ours with the paper's numbers for the same categories.
 
     The paper's average is that of its values for the very categories that ours has; where the paper has
@@ -165,7 +165,7 @@ def beside_paper(summary: pd.DataFrame, config: Config, table: str) -> pd.DataFr
     Returns:
         The columns of `summarize` and paper, paper_stderr, paper_categories.
     """
-    paper = published(table).set_index(["method", "group"])
+    paper = published(*tables).set_index(["method", "group"])
     known = [c for c in config.categories if c in set(paper.index.get_level_values("group"))]
     members = {
         "texture": [c for c in known if c in config.textures],
@@ -203,10 +203,10 @@ def layout(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     rows = {}
     for group, part in table.groupby("group", sort=False):
         part = part.set_index("method")
-        rows[group, "ours"] = {m: _cell(*part.loc[m, ["mean", "stderr", "n"]]) for m in part.index}
-        paper = part[part["paper"].notna()]
-        source = "paper" if (paper["paper_categories"] == "same").all() else "paper, all of MVTec AD"
-        if len(paper):
+        ours = part[part["mean"].notna()]
+        rows[group, "ours"] = {m: _cell(*ours.loc[m, ["mean", "stderr", "n"]]) for m in ours.index}
+        for of, paper in part[part["paper"].notna()].groupby("paper_categories", sort=False):
+            source = "paper" if of == "same" else f"paper, {of}"
             rows[group, source] = {m: _cell(*paper.loc[m, ["paper", "paper_stderr"]]) for m in paper.index}
     cells = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(methods)).fillna("")
     cells.index = pd.MultiIndex.from_tuples(cells.index, names=["category", ""])

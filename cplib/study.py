@@ -5,6 +5,9 @@ results/<study>/runs/<method>/<category>/history.csv    seed, update, learning r
 results/<study>/runs/<method>/<category>/densities.csv  seed, density, AUC, held-out log-density
 results/<study>/runs/<method>/<category>/metrics.json   per seed: AUC, and what it takes to believe it
 results/<study>/arrays/<method>/<category>/             per seed: embeddings (.npz), weights (.safetensors)
+results/<study>/patches/<category>/metrics.csv          patch size, encoder, density, seed, pixel AUC, AUPRO
+results/<study>/patches/<category>/scores.csv           image scores; also history.csv and metrics.json
+results/<study>/arrays/patches/<category>/              per patch size and seed: weights, maps; GradCAM (.npz)
 results/<study>/curve/<size>px-<updates>/               the same, for the curves of AUC against updates
 results/<study>/transfer/<category>/                    transfer from ImageNet, as cplib.transfer describes
 """
@@ -59,6 +62,25 @@ def load_embeddings(root: Path, method: str, category: str, seed: int) -> tuple[
         raise ExperimentError(f"{path}: not there; run the experiment first")
     with np.load(path) as file:
         return file["train"], file["test"]
+
+
+def load_patch_metrics(config: Config, category: str) -> pd.DataFrame:
+    """Metrics of one run of localisation: columns patch_size, encoder, density, seed, pixel_auc, aupro,
+    image_auc, in [0, 1]. GradCAM has patch_size 0, encoder "gradcam" and its target as density.
+
+    Raises:
+        ExperimentError: the run is not there or lacks what `config.localize` lists; says how to get it.
+    """
+    path = study_folder(config) / "patches" / category / "metrics.csv"
+    command = f"python -m cplib.patch_experiment --category {category}"
+    if not path.exists():
+        raise ExperimentError(f"{path}: not there; run {command}")
+    table, local = pd.read_csv(path), config.localize
+    have = set(table[["patch_size", "density", "seed"]].itertuples(index=False, name=None))
+    grid = {(p, d, s) for p in local.patch_sizes for d in local.densities for s in range(local.seeds)}
+    if missing := sorted(grid - have):
+        raise ExperimentError(f"{path}: lacks {missing[0]} (patch size, density, seed); run {command}")
+    return table[table["patch_size"].isin([0, *local.patch_sizes])]
 
 
 def load_scores(config: Config, method: str, category: str) -> pd.DataFrame:

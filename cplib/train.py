@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,21 @@ class TrainingError(RuntimeError):
 def default_device() -> torch.device:
     """The first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Compute on so many threads of the CPU, 0 for as many as before.
+
+    How sums are split over threads decides their last bits, and training amplifies these: with another number
+    of threads the same seed ends elsewhere.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def learning_rate(update: int, config: TrainConfig) -> float:
@@ -70,6 +86,7 @@ def fit(
             The result does not depend on interruptions. It is left in place at the end.
         fingerprint: names what is trained; a checkpoint of another fingerprint is refused.
         crop: if not 0, train on random crops of so many pixels squared (the patch model, section 2.4).
+        config: also says on how many threads of a CPU; the result depends on it.
         net: train this one, with `embed` and `forward` like `model.ProxyClassifier`, instead of a new one:
             those of its parameters that require a gradient.
 
@@ -105,55 +122,56 @@ def fit(
     every = max(1, math.ceil(config.updates / HISTORY_ROWS))
     saved = time.monotonic()
     bar = tqdm(range(start, config.updates), "training", initial=start, total=config.updates, disable=None)
-    for update in bar:
-        generator = update_generator(seed, update)
-        chosen = _choose(len(images), config.sources, generator).to(device)
-        batch, labels = augment.make_batch(images[chosen], task, augment_config, generator, crop)
-        if config.channels_last:
-            batch = batch.contiguous(memory_format=torch.channels_last)
-        rate = learning_rate(update, config)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with autocast(device, config.precision):
-            logits = step(batch)
-            loss = nn.functional.cross_entropy(logits, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        accuracy = (logits.detach().argmax(1) == labels).float().mean()
-        sums += torch.stack([loss.detach().float(), accuracy])
+    with threads(config.threads):
+        for update in bar:
+            generator = update_generator(seed, update)
+            chosen = _choose(len(images), config.sources, generator).to(device)
+            batch, labels = augment.make_batch(images[chosen], task, augment_config, generator, crop)
+            if config.channels_last:
+                batch = batch.contiguous(memory_format=torch.channels_last)
+            rate = learning_rate(update, config)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with autocast(device, config.precision):
+                logits = step(batch)
+                loss = nn.functional.cross_entropy(logits, labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            accuracy = (logits.detach().argmax(1) == labels).float().mean()
+            sums += torch.stack([loss.detach().float(), accuracy])
 
-        done = update + 1
-        if done % every == 0 or done == config.updates:
-            count = done - (history[-1]["update"] if history else 0)
-            mean_loss, mean_accuracy = (sums / count).tolist()
-            if not math.isfinite(mean_loss):
-                raise TrainingError(
-                    f"the loss is not finite between updates {done - count} and {done} (seed {seed}, "
-                    f"learning rate {rate:.3g}); lower train.learning_rate or set "
-                    "train.precision: float32"
+            done = update + 1
+            if done % every == 0 or done == config.updates:
+                count = done - (history[-1]["update"] if history else 0)
+                mean_loss, mean_accuracy = (sums / count).tolist()
+                if not math.isfinite(mean_loss):
+                    raise TrainingError(
+                        f"the loss is not finite between updates {done - count} and {done} (seed {seed}, "
+                        f"learning rate {rate:.3g}); lower train.learning_rate or set "
+                        "train.precision: float32"
+                    )
+                history.append(
+                    {
+                        "update": done,
+                        "learning_rate": rate,
+                        "loss": round(mean_loss, 5),
+                        "accuracy": round(mean_accuracy, 5),
+                    }
                 )
-            history.append(
-                {
+                bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{mean_accuracy:.3f}")
+                sums.zero_()
+            if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
+                state = {
+                    "fingerprint": fingerprint,
                     "update": done,
-                    "learning_rate": rate,
-                    "loss": round(mean_loss, 5),
-                    "accuracy": round(mean_accuracy, 5),
+                    "model": net.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "history": history,
+                    "sums": sums,
                 }
-            )
-            bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{mean_accuracy:.3f}")
-            sums.zero_()
-        if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
-            state = {
-                "fingerprint": fingerprint,
-                "update": done,
-                "model": net.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "history": history,
-                "sums": sums,
-            }
-            _save_checkpoint(checkpoint, state)
-            saved = time.monotonic()
+                _save_checkpoint(checkpoint, state)
+                saved = time.monotonic()
     return net.eval(), history
 
 
@@ -169,11 +187,11 @@ def embed(net: nn.Module, images: Tensor, config: TrainConfig, batch_size: int =
         (n, 512) float32, on the CPU.
     """
     parts = []
-    for batch in images.split(batch_size):
-        x = batch.float().div_(255)
-        if config.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with autocast(images.device, config.precision):
+    with threads(config.threads), autocast(images.device, config.precision):
+        for batch in images.split(batch_size):
+            x = batch.float().div_(255)
+            if config.channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
             parts.append(net.embed(x).float().cpu())
     return torch.cat(parts) if parts else torch.empty(0, 512)
 

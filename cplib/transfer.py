@@ -10,13 +10,10 @@ levels to results/<study>/arrays/transfer/<category>/.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -126,14 +123,13 @@ def _key(this: _Run, seed: int | None = None, updates: int | None = None) -> str
         "weights": this.weights,
         "data": this.images.digest,
         "channels_last": this.config.train.channels_last,
-        "sources": [record.source_digest(Path(m.__file__)) for m in modules],
     }
     if seed is not None:
         parts |= {"seed": seed, "augment": dataclasses.asdict(this.config.augment)}
         parts |= {"head": dataclasses.asdict(head)}
     if updates is not None:
         parts |= {"all": dataclasses.asdict(full)}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return record.fingerprint(parts, modules)
 
 
 def _name(seed: int, updates: int) -> str:
@@ -143,7 +139,7 @@ def _name(seed: int, updates: int) -> str:
 def _stands(this: _Run, name: str, key: str) -> bool:
     """Whether a training is finished; tables of one that was made in another way go."""
     path = this.arrays / f"{name}.npz"
-    if record.arrays_stand(path, key):
+    if record.has_arrays(path, key):
         return True
     if path.exists():
         for table in transfer_record.TABLES:
@@ -177,24 +173,16 @@ def _fit_head(
     """First phase, or the head that it left: the backbone is not changed by it."""
     key = _key(this, seed)
     path = this.arrays / f"seed{seed}-head.safetensors"
-    if path.exists():
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                about = file.metadata() or {}
-            if about.get("fingerprint") == key:
-                net.head.load_state_dict(safetensors.torch.load_file(path, str(this.device)))
-                return json.loads(about["history"])
-        except (OSError, safetensors.SafetensorError) as error:
-            log.warning("%s: damaged, made anew (%s)", path, error)
+    if record.has_weights(path, key):
+        net.head.load_state_dict(safetensors.torch.load_file(path, str(this.device)))
+        with safetensors.safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["history"])
     head = finetune.phases(this.config, 0)[0]
     checkpoint = path.with_name(f"seed{seed}-head-{key[:12]}.checkpoint")
     history = finetune.fit_head(
         net, normal, this.config.augment, head, seed, checkpoint=checkpoint, fingerprint=key
     )
-    state = {name: value.cpu().contiguous() for name, value in net.head.state_dict().items()}
-    partial = path.with_suffix(".partial")
-    safetensors.torch.save_file(state, partial, {"fingerprint": key, "history": json.dumps(history)})
-    os.replace(partial, path)
+    record.save_weights(path, net.head, key, history=json.dumps(history))
     for old in this.arrays.glob(f"seed{seed}-head-*.checkpoint"):
         old.unlink()
     return history
@@ -216,21 +204,14 @@ def _save(
             if not torch.isfinite(values.half()).all():
                 raise train.TrainingError(f"{name}: {level} of {split} images is not finite in float16")
             embedded[f"{split}_{level}"] = values.numpy().astype(np.float16)
-    path = this.arrays / f"{name}.npz"
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, fingerprint=key, history=json.dumps(history), **embedded)
     note = {
         "seconds": round(time.perf_counter() - started, 1),
         "fingerprint": key,
-        "device": machine.device_name(this.device),
-        "torch": torch.__version__,
         "timm": importlib.metadata.version("timm"),
-        "commit": machine.commit(),
-        "peak_memory_mib": machine.peak_memory_mib(this.device),
+        **machine.facts(this.device),
     }
     record.add_note(this.folder, name, note)
-    os.replace(partial, path)
+    record.save_arrays(this.arrays / f"{name}.npz", key, history=json.dumps(history), **embedded)
 
 
 def _write(this: _Run) -> None:
@@ -241,27 +222,21 @@ def _write(this: _Run) -> None:
     found = {(0, 0): this.arrays / "pretrained.npz"}
     for updates, seed in wanted:
         path = this.arrays / f"{_name(seed, updates)}.npz"
-        if record.arrays_stand(path, _key(this, seed, updates)):
+        if record.has_arrays(path, _key(this, seed, updates)):
             found[updates, seed] = path
     transfer_record.write_results(this.folder, this.config, this.images, found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m cplib.transfer", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = configuration.command_line("cplib.transfer", __doc__)
     parser.add_argument("--category", action="append", help="default: all of the grid")
-    parser.add_argument("--params", default="params.yaml", help="parameter file (params.yaml)")
     parser.add_argument("--curve", action="store_true", help="only the curve over lengths of fine-tuning")
     parser.add_argument("--fetch", action="store_true", help="download the weights and stop")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one parameter"
-    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        overrides = dict(item.split("=", 1) if "=" in item else (item, "") for item in options.set)
-        config = configuration.load(options.params, overrides)
+        config = configuration.from_options(options)
         if options.fetch:
             log.info("weights: %s", backbone.fetch(config.transfer) or "in the cache of timm")
             return 0

@@ -75,6 +75,20 @@ def test_defaults_are_the_papers(tmp_path):
     assert augment.scar_angle == (-45, 45) and augment.patch_jitter == 0.1
 
 
+def test_defaults_of_localisation_are_the_papers():
+    local = Config().localize
+    assert (local.image_size, local.patch_sizes, local.stride, local.updates) == (256, (64,), 4, 65536)
+    assert local.border == "transposed"
+
+
+def test_density_that_a_table_needs_must_be_computed(tmp_path):
+    text = "localize: {categories: [cup, nut], aligned: [cup], densities: [per_location]}"
+    with pytest.raises(ConfigError, match=r"^localize.densities: must be with all .* per_location, shared"):
+        load(write(tmp_path, text))
+    local = load(write(tmp_path, text.replace("[per_location]", "[per_location, shared]"))).localize
+    assert (local.density("cup"), local.density("nut")) == ("per_location", "shared")
+
+
 def test_configuration_cannot_be_changed(tmp_path):
     with pytest.raises(dataclasses.FrozenInstanceError):
         load(write(tmp_path, "study: x")).train.updates = 3
@@ -149,6 +163,22 @@ def test_wrong_names_and_types_are_named(tmp_path, text, message):
         ("train.precision", "float16"),
         ("gde.density", "knn"),
         ("curve.seeds", 0),
+        ("localize.image_size", 16),
+        ("localize.patch_sizes", []),
+        ("localize.patch_sizes", [8]),
+        ("localize.patch_sizes", [300]),
+        ("localize.stride", 0),
+        ("localize.stride", 7),
+        ("localize.seeds", 0),
+        ("localize.updates", 2**20),
+        ("localize.sources", 0),
+        ("localize.learning_rate", 0),
+        ("localize.sigma", -1),
+        ("localize.stem", "7x7"),
+        ("localize.border", "cut"),
+        ("localize.cam_target", "loss"),
+        ("localize.densities", []),
+        ("localize.densities", ["flow"]),
         ("curve.updates.16", [3]),
         ("curve.updates.big", [3]),
         ("curve.updates.64", [-3]),

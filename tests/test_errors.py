@@ -181,7 +181,7 @@ def test_unknown_density(run):
 
 
 def test_no_disk_space(run, monkeypatch):
-    monkeypatch.setattr(experiment.shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * 2**20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * 2**20))
     monkeypatch.setattr(train, "fit", lambda *a, **k: pytest.fail("trained"))
     with pytest.raises(
         ExperimentError, match=r"out/arrays/cutpaste/box: 3 MiB free on its disk.*needs \d+ MiB"

@@ -56,6 +56,8 @@ def tiny_study(tmp_path_factory):
         "curve": [0, 1, 2],
     }
     params["curve"] = {"methods": ["cutpaste_3way"], "updates": {32: [0, 2, 4]}, "seeds": 1}
+    params["localize"] |= {"categories": ["weave"], "image_size": 32, "patch_sizes": [16, 32], "stride": 8}
+    params["localize"] |= {"seeds": 2, "updates": 2, "sources": 2}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     run(["git", "init", "-q"], folder)
     run(["dvc", "repro"], folder)
@@ -69,6 +71,8 @@ def test_repro_executes_every_notebook(tiny_study):
         if path.stem == "experiment":
             outputs = list((tiny_study / "results/tiny/notebooks/experiment").glob("*.ipynb"))
             assert len(outputs) == 2
+        elif path.stem == "patch_experiment":
+            outputs = list((tiny_study / "results/tiny/notebooks/patch_experiment").glob("*.ipynb"))
         assert outputs, path
         for output in outputs:
             notebook = nbformat.read(output, 4)
@@ -101,6 +105,21 @@ def test_table_holds_ours_and_the_paper(tiny_study):
 
 
 @pytest.mark.slow
+def test_localisation_has_its_table_figure_and_control(tiny_study):
+    results = tiny_study / "results/tiny"
+    table = pd.read_csv(results / "tables/table2_localization.csv")
+    ours = table[(table["group"] == "weave") & table["mean"].notna()].set_index("method")
+    assert set(ours.index) == {"gradcam", "cutpaste_3way", "untrained"}
+    assert (ours["n"] == 2).all() and ours["mean"].between(0, 100).all()
+    gradcam = table[(table["group"] == "all") & (table["method"] == "gradcam")].iloc[0]
+    assert gradcam["paper"] == 88.3 and gradcam["paper_categories"] == "all of MVTec AD"
+    every = pd.read_csv(results / "tables/table2_densities.csv")
+    assert set(every["patch_size"]) == {0, 16, 32}
+    assert set(every["density"]) == {"per_location", "shared", "density"}
+    assert (results / "figures/figure4_localization/weave.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 def test_table3_holds_pretrained_and_finetuned(tiny_study):
     table = pd.read_csv(tiny_study / "results/tiny/tables/table3_transfer.csv")
     ours = table[table["group"] == "weave"].set_index("method")
@@ -109,6 +128,25 @@ def test_table3_holds_pretrained_and_finetuned(tiny_study):
     assert average.loc["pool_finetuned", "paper"] == 96.6
     control = pd.read_csv(tiny_study / "results/tiny/tables/table1_imagenet.csv")
     assert set(control["method"]) == {"pool_pretrained", "level6_pretrained"}
+
+
+@pytest.mark.slow
+def test_command_line_agrees_with_the_notebook(tiny_study):
+    scores = tiny_study / "results/tiny/runs/cutpaste_3way/weave/scores.csv"
+    before = scores.read_bytes()
+    shutil.rmtree(tiny_study / "results/tiny/arrays/cutpaste_3way")
+    command = "python -m cplib.experiment --method cutpaste_3way --category weave"
+    run(command.split(), tiny_study)
+    assert scores.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_command_line_of_localisation_agrees_with_the_notebook(tiny_study):
+    metrics = tiny_study / "results/tiny/patches/weave/metrics.csv"
+    before = metrics.read_bytes()
+    shutil.rmtree(tiny_study / "results/tiny/arrays/patches")
+    run(["python", "-m", "cplib.patch_experiment", "--category", "weave"], tiny_study)
+    assert metrics.read_bytes() == before
 
 
 @pytest.mark.slow
@@ -125,16 +163,6 @@ def test_weights_that_are_missing_stop_nothing_and_those_that_arrive_are_seen(ti
     assert "Running stage" not in run(["dvc", "repro"], tiny_study)
     (tiny_study / "weights/tiny.safetensors").write_bytes(b"")
     assert "Running stage 'transfer@weave'" in run(["dvc", "repro", "--dry"], tiny_study)
-
-
-@pytest.mark.slow
-def test_command_line_agrees_with_the_notebook(tiny_study):
-    scores = tiny_study / "results/tiny/runs/cutpaste_3way/weave/scores.csv"
-    before = scores.read_bytes()
-    shutil.rmtree(tiny_study / "results/tiny/arrays/cutpaste_3way")
-    command = "python -m cplib.experiment --method cutpaste_3way --category weave"
-    run(command.split(), tiny_study)
-    assert scores.read_bytes() == before
 
 
 @pytest.mark.slow

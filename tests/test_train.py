@@ -350,3 +350,18 @@ def test_trains_what_requires_a_gradient_of_a_given_network(images):
     assert trained is net
     for name, value in net.named_parameters():
         assert torch.equal(value, before[name]) == name.startswith("encoder"), name
+
+
+def test_threads_are_those_asked_for_and_given_back(images):
+    before, seen = torch.get_num_threads(), []
+    embed = model.ProxyClassifier.embed
+
+    class Spy(model.ProxyClassifier):
+        def embed(self, x):
+            seen.append(torch.get_num_threads())
+            return embed(self, x)
+
+    net, _ = fit(images, replace(TINY, threads=before + 1), net=Spy(len(TASK)))
+    train.embed(net, images, replace(TINY, threads=before + 2))
+    assert set(seen[:-1]) == {before + 1} and seen[-1] == before + 2
+    assert torch.get_num_threads() == before

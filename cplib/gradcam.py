@@ -1,0 +1,68 @@
+"""GradCAM of an image-level model: the baseline of section 4.2 for localisation, through captum.
+
+The paper states neither layer nor target. Here: the last convolutional block, and by default the gradient of
+the anomaly score itself, the squared Mahalanobis distance of the embedding (`localize.cam_target`).
+
+Sign: an activation's weight is the gradient of the anomaly score, so a map is high where activations raise
+the score. As embeddings are scaled to length 1, the score does not change with their length, and the map of a
+density sums to 0 over an image: what is below 0 speaks for normal. The ReLU of GradCAM would tie all such
+pixels, about half; it is off unless `localize.cam_relu` is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from captum.attr import LayerGradCam
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cplib.gde import Density, DensityError, GaussianDensity
+
+Score = Callable[[nn.Module, Tensor], Tensor]  # of a model and images (n, 3, size, size): (n,)
+
+
+def density_score(density: Density, device: torch.device) -> Score:
+    """The score of a fitted Gaussian density as a function that has a gradient.
+
+    Raises:
+        DensityError: a density that is no Gaussian.
+    """
+    if not isinstance(density, GaussianDensity):
+        raise DensityError("GradCAM needs the density ledoit_wolf or ridge, or localize.cam_target: logit")
+    mean, precision = (torch.tensor(a, device=device) for a in (density.mean, density.precision))
+
+    def score(net: nn.Module, images: Tensor) -> Tensor:
+        z = nn.functional.normalize(net.embed(images).double(), dim=1) - mean
+        return ((z @ precision) * z).sum(1)
+
+    return score
+
+
+def logit_score(net: nn.Module, images: Tensor) -> Tensor:
+    """Logarithm of the odds that the classifier gives to the augmented classes, against normal."""
+    logits = net(images)
+    return logits[:, 1:].logsumexp(1) - logits[:, 0]
+
+
+def maps(
+    net: nn.Module, images: Tensor, score: Score, relu: bool = False, batch_size: int = 32
+) -> np.ndarray:
+    """GradCAM of a score at the last convolutional block (Selvaraju et al. 2017, equations 1 and 2).
+
+    Args:
+        net: model with a ResNet as its `encoder`, in evaluation mode, on the device of the images.
+        images: (n, 3, size, size) uint8.
+        relu: keep only what raises the score.
+
+    Returns:
+        (n, size / 32, size / 32) float32 for the ImageNet stem, as they come: not rescaled.
+    """
+    cam = LayerGradCam(lambda x: score(net, x), net.encoder.layer4[-1])
+    parts = []
+    batches = images.split(batch_size) if len(images) else ()
+    for batch in tqdm(batches, "GradCAM", disable=None, leave=False, delay=2):
+        parts.append(cam.attribute(batch.float().div(255), relu_attributions=relu)[:, 0].detach().cpu())
+    return torch.cat(parts).float().numpy() if parts else np.empty((0, 1, 1), np.float32)

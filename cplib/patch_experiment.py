@@ -1,0 +1,233 @@
+"""One run of localisation: the patch model on a category, all seeds, trained and untrained, and GradCAM.
+
+python -m cplib.patch_experiment --params params/lite.yaml --category bottle
+
+Its results go to the folder of the study, as cplib.study describes. It can be stopped at any moment and goes
+on from there; what is finished is not made again while parameters, images and sources are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+
+from cplib import augment, data, experiment, gde, localize, machine, model, patch_record, record, train
+from cplib import config as configuration
+from cplib.config import Config
+from cplib.patch_record import ENCODERS, METHOD, maps_path
+from cplib.study import study_folder
+
+log = logging.getLogger(__name__)
+
+_BYTES_PER_SEED = 200 * 2**20  # weights, a checkpoint and maps, generously
+
+
+def run(config: Config, category: str, root: Path | None = None, device: torch.device | None = None) -> Path:
+    """Train the patch model, score all patches and compare with the masks; all patch sizes and seeds.
+
+    Args:
+        config: its section `localize` says what is done.
+        category: a folder below `config.data.root` that has masks.
+        root: folder for results; by default that of the study.
+        device: to train on; by default a GPU if there is one.
+
+    Returns:
+        The folder of scores.csv, metrics.csv, history.csv and metrics.json.
+
+    Raises:
+        ConfigError, DataError, DensityError, ExperimentError, TrainingError: bad input, before or during
+            the run.
+    """
+    root, device = root or study_folder(config), device or train.default_device()
+    images = load_images(config, category)
+    folder, arrays = root / "patches" / category, root / "arrays" / "patches" / category
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays.mkdir(parents=True, exist_ok=True)
+    local, training = config.localize, training_of(config)
+    normal, test = images.train.to(device), images.test.to(device)
+    for size in local.patch_sizes:
+        for seed in range(local.seeds):
+            key = weights_key(config, images.digest, size, seed)
+            wanted = [e for e in ENCODERS if not _has_maps(arrays, key, config, size, seed, e)]
+            path = arrays / f"patch{size}-seed{seed}.safetensors"
+            if not wanted and record.has_weights(path, key):
+                continue
+            record.check_disk(arrays, _BYTES_PER_SEED)
+            for stale in ("scores.csv", "metrics.csv"):  # of other parameters, or of fewer seeds
+                (folder / stale).unlink(missing_ok=True)
+            log.info("%s, %d px patches, seed %d of %d, %s", category, size, seed, local.seeds, device)
+            started, seconds = time.perf_counter(), {}
+            if not record.has_weights(path, key):
+                _train(config, normal, path, key, size, seed)
+                seconds["train"] = time.perf_counter() - started
+            for encoder in wanted:
+                net = _untrained(training, seed, device)
+                if encoder == "trained":
+                    net.load_state_dict(safetensors.torch.load_file(path))
+                started = time.perf_counter()
+                maps = localize.score_maps(
+                    net, normal, test, size, local.stride, training, sorted(local.densities)
+                )
+                record.save_arrays(
+                    maps_path(arrays, size, seed, encoder), maps_key(key, config, encoder), **maps
+                )
+                seconds[encoder] = time.perf_counter() - started
+            rounded = {k: round(v, 1) for k, v in seconds.items()}
+            patch_record.add_note(folder, size, seed, {"seconds": rounded, **machine.facts(device)})
+    cams = _gradcam(config, images, root, arrays, device)
+    patch_record.write_results(folder, arrays, config, images, cams)
+    return folder
+
+
+def load_images(config: Config, category: str) -> data.Category:
+    """Images of a category at the size of `config.localize`.
+
+    Raises:
+        DataError: no such category, or one that localisation cannot be measured on.
+    """
+    root, size = configuration.data_root(config), config.localize.image_size
+    images = data.load_category(root, category, size, config.data.cache)
+    if images.masks is None or not images.masks.any():
+        raise data.DataError(
+            f"{root / category / 'ground_truth'}: no masks; leave {category} out of localize.categories "
+            "(image scores need none: see cplib.experiment)"
+        )
+    if len(images.train) < 2:
+        raise data.DataError(
+            f"{category}: {len(images.train)} normal training image; a density needs at least 2"
+        )
+    return images
+
+
+def training_of(config: Config) -> configuration.TrainConfig:
+    """Parameters of training: those of `train`, but for what `localize` states itself."""
+    own = {k: getattr(config.localize, k) for k in ("updates", "sources", "learning_rate", "stem")}
+    return replace(config.train, **own)
+
+
+def weights_key(config: Config, digest: str, size: int, seed: int) -> str:
+    """Fingerprint of all that decides the weights of a patch model."""
+    parts = {
+        "task": augment.TASKS[METHOD],
+        "augment": dataclasses.asdict(config.augment),
+        "train": dataclasses.asdict(training_of(config)),
+        "data": digest,
+        "crop": size,
+        "seed": seed,
+    }
+    return record.fingerprint(parts, experiment.TRAINING_MODULES)
+
+
+def maps_key(weights: str, config: Config, encoder: str) -> str:
+    """Fingerprint of all that decides the maps of an encoder."""
+    local = config.localize
+    parts = {
+        "weights": weights,
+        "encoder": encoder,
+        "stride": local.stride,
+        "densities": sorted(local.densities),
+    }
+    return record.fingerprint(parts, (localize,))
+
+
+def _has_maps(arrays: Path, key: str, config: Config, size: int, seed: int, encoder: str) -> bool:
+    return record.has_arrays(maps_path(arrays, size, seed, encoder), maps_key(key, config, encoder))
+
+
+def _train(config: Config, normal: torch.Tensor, path: Path, key: str, size: int, seed: int) -> None:
+    """Train the patch model of a seed and keep its weights, with the history of training."""
+    checkpoint = path.with_name(f"patch{size}-seed{seed}-{key[:12]}.checkpoint")
+    task, training = augment.TASKS[METHOD], training_of(config)
+    net, history = train.fit(normal, task, config.augment, training, seed, checkpoint, key, crop=size)
+    record.save_weights(path, net, key, history=json.dumps(history))
+    for old in path.parent.glob(f"patch{size}-seed{seed}-*.checkpoint"):
+        old.unlink()
+
+
+def _untrained(training: configuration.TrainConfig, seed: int, device: torch.device) -> nn.Module:
+    """The control: the same network with the random weights that training started from."""
+    classes = len(augment.TASKS[METHOD])
+    net = model.build(classes, seed, training.head_layers, training.normalize, training.stem).to(device)
+    return (net.to(memory_format=torch.channels_last) if training.channels_last else net).eval()
+
+
+def _gradcam(
+    config: Config, images: data.Category, root: Path, arrays: Path, device: torch.device
+) -> list[tuple[int, np.ndarray]]:
+    """Seed and GradCAM (m, rows, columns) of each image-level 3-way model; these are trained if need be."""
+    if importlib.util.find_spec("captum") is None:
+        log.warning("GradCAM left out: it needs captum (pip install captum); run again to add it")
+        return []
+    from cplib import gradcam
+
+    image_level = data.load_category(
+        configuration.data_root(config), images.name, config.data.image_size, config.data.cache
+    )
+    folder, found = root / "arrays" / METHOD / images.name, []
+    keys = [
+        experiment.fingerprint(config, METHOD, image_level.digest, seed)
+        for seed in range(config.n_seeds(METHOD, images.name))
+    ]
+    if not all(experiment.is_finished(folder / f"seed{s}.npz", k, True) for s, k in enumerate(keys)):
+        experiment.run(config, METHOD, images.name, root, device)
+    for seed, weights in enumerate(keys):
+        path = arrays / f"gradcam-seed{seed}.npz"
+        parts = {
+            "weights": weights,
+            "density": config.gde.density,
+            "target": config.localize.cam_target,
+            "relu": config.localize.cam_relu,
+        }
+        key = record.fingerprint(parts, (gradcam, gde))
+        if not record.has_arrays(path, key):
+            net = _untrained(config.train, seed, device)
+            net.load_state_dict(safetensors.torch.load_file(folder / f"seed{seed}.safetensors"))
+            score = gradcam.logit_score
+            if config.localize.cam_target == "density":
+                with np.load(folder / f"seed{seed}.npz") as file:
+                    fitted = gde.density(config.gde.density).fit(file["train"])
+                score = gradcam.density_score(fitted, device)
+            cams = gradcam.maps(net, image_level.test.to(device), score, config.localize.cam_relu)
+            record.save_arrays(path, key, maps=cams)
+        with np.load(path) as file:
+            found.append((seed, file["maps"]))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = configuration.command_line("cplib.patch_experiment", __doc__)
+    parser.add_argument("--category", action="append", help="default: all of localize.categories")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        config = configuration.from_options(options)
+        categories = options.category or config.localize.categories
+        if not categories:
+            raise configuration.ConfigError("localize.categories: none given")
+        for category in categories:
+            load_images(config, category)  # bad input shows before hours of training
+        for category in categories:
+            folder = run(config, category)
+            shown = patch_record.headline(folder, config.localize.density(category))
+            log.info("%s: %s", folder, shown)
+    except (*experiment.ERRORS, OSError) as error:
+        log.error("error: %s", " ".join(str(error).split()))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

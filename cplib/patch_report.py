@@ -1,0 +1,177 @@
+"""Tables of localisation: pixel AUC beside the paper's (table 2, section 4.2), and maps to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from cplib import patch_record, pixels, report
+from cplib.config import Config
+from cplib.study import ExperimentError, load_patch_metrics, study_folder
+
+PAPER = ("table2", "section4.2")
+# Columns of the table: the paper's rivals, GradCAM of the image-level model, the patch model, our control
+METHODS = ("fcdd", "p_svdd", "distaug_contrastive", "gradcam", "cutpaste_3way", "untrained")
+_METHOD_OF = {"trained": "cutpaste_3way", "untrained": "untrained", "gradcam": "gradcam"}
+METRICS = ("pixel_auc", "aupro", "image_auc")
+
+
+def missing_runs(config: Config) -> list[str]:
+    """Categories of `localize.categories` without complete results."""
+    missing = []
+    for category in config.localize.categories:
+        try:
+            load_patch_metrics(config, category)
+        except ExperimentError:
+            missing.append(category)
+    return missing
+
+
+def seed_metrics(config: Config) -> pd.DataFrame:
+    """Metrics of all runs of localisation that are there, in percent.
+
+    Returns:
+        Columns category, patch_size, encoder, density, seed, pixel_auc, aupro, image_auc.
+    """
+    absent, parts = missing_runs(config), []
+    for category in config.localize.categories:
+        if category not in absent:
+            table = load_patch_metrics(config, category)
+            table.insert(0, "category", category)
+            parts.append(table)
+    if not parts:
+        raise ExperimentError(f"study {config.study}: no run of localisation is there")
+    table = pd.concat(parts, ignore_index=True)
+    table[list(METRICS)] *= 100
+    return table
+
+
+def as_in_paper(metrics: pd.DataFrame, config: Config, patch_size: int, metric: str) -> pd.DataFrame:
+    """One value for each method, category and seed: the placement of the density that section 4.2 chooses.
+
+    Returns:
+        Columns method, category, seed, auc, as `report.summarize` takes them.
+    """
+    placement = metrics["category"].map(config.localize.density)
+    is_cam = metrics["encoder"] == "gradcam"
+    rows = metrics[is_cam | ((metrics["density"] == placement) & (metrics["patch_size"] == patch_size))]
+    rows = rows.assign(method=rows["encoder"].map(_METHOD_OF), auc=rows[metric])
+    return rows[["method", "category", "seed", "auc"]].dropna()
+
+
+def table2(metrics: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """Pixel AUC of ours and the paper for each method and category, and the averages.
+
+    Returns:
+        The columns of `report.beside_paper`; rows of methods that only the paper has hold no mean.
+    """
+    local = replace(config, categories=config.localize.categories)
+    aucs = as_in_paper(metrics, config, config.localize.patch_sizes[0], "pixel_auc")
+    summary = report.summarize(aucs, local)
+    groups = list(dict.fromkeys(summary["group"]))
+    others = [m for m in METHODS if m not in set(_METHOD_OF.values())]
+    rivals = pd.DataFrame([(m, g) for m in others for g in groups], columns=["method", "group"])
+    table = report.beside_paper(pd.concat([summary, rivals], ignore_index=True), local, *PAPER)
+    return table[table["mean"].notna() | table["paper"].notna()].reset_index(drop=True)
+
+
+def placements(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A metric with a density per location and one shared, trained and untrained, for each category and patch
+    size: mean ± standard error (number of seeds)."""
+    rows = metrics[metrics["encoder"] != "gradcam"].dropna(subset=[metric])
+    groups = rows.groupby(["category", "patch_size", "encoder", "density"], sort=False)[metric]
+    cells = groups.apply(report.mean_and_error).unstack(["encoder", "density"])
+    cells.columns = [f"{encoder}, {density.replace('_', ' ')}" for encoder, density in cells.columns]
+    cells.index = pd.MultiIndex.from_tuples(
+        [(category, f"{size} px") for category, size in cells.index], names=["category", "patch"]
+    )
+    return cells.fillna("")
+
+
+def compare(metrics: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """Differences of mean pixel AUC in percent points that answer the questions of section 4.2: patch model
+    against GradCAM and against its untrained control, a density per location against a shared one, and the
+    first patch size against the others. A row per category and question."""
+    first, *others = config.localize.patch_sizes
+    rows = []
+    for category, part in metrics.groupby("category", sort=False):
+        values = part.groupby(["encoder", "patch_size", "density"])["pixel_auc"].mean()
+        placement = config.localize.density(category)
+        ours = values.get(("trained", first, placement), np.nan)
+        cam = part.loc[part["encoder"] == "gradcam", "pixel_auc"].mean()
+        against = {
+            "GradCAM": cam,
+            "its untrained control": values.get(("untrained", first, placement), np.nan),
+        }
+        against |= {f"{p} px patches": values.get(("trained", p, placement), np.nan) for p in others}
+        rows += [(category, f"{first} px patch model against {k}", ours - v) for k, v in against.items()]
+        per_location, shared = (values.get(("trained", first, d), np.nan) for d in ("per_location", "shared"))
+        rows.append((category, "density per location against shared", per_location - shared))
+    return pd.DataFrame(rows, columns=["category", "question", "difference"]).dropna()
+
+
+# --- maps and images to draw ----------------------------------------------------------------------
+
+
+def pixel_maps(
+    config: Config, category: str, patch_size: int, density: str, encoder: str = "trained", seed: int = 0
+) -> np.ndarray:
+    """Maps (m, size, size) of the test images of a finished run, float32, as its metrics measured them."""
+    arrays, local = study_folder(config) / "arrays" / "patches" / category, config.localize
+    maps = _load(patch_record.maps_path(arrays, patch_size, seed, encoder), density, category)
+    return pixels.to_pixels(maps, patch_size, local.stride, local.sigma, local.border)
+
+
+def cam_maps(config: Config, category: str, seed: int = 0) -> np.ndarray | None:
+    """GradCAM (m, size, size) of the test images, at the size of the patch model's; None without captum."""
+    path = study_folder(config) / "arrays" / "patches" / category / f"gradcam-seed{seed}.npz"
+    return (
+        pixels.resized(_load(path, "maps", category), config.localize.image_size) if path.exists() else None
+    )
+
+
+def _load(path: object, name: str, category: str) -> np.ndarray:
+    try:
+        with np.load(path) as file:
+            return file[name]
+    except (OSError, KeyError):
+        command = f"python -m cplib.patch_experiment --category {category}"
+        raise ExperimentError(f"{path}: no maps {name}; run {command}") from None
+
+
+def map_statistics(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    """Median of normal and of anomalous pixels, and what share of the latter exceeds 99 % of the former."""
+    normal, anomalous = maps[~masks], maps[masks]
+    high = float(np.quantile(normal, 0.99))
+    return {
+        "median, normal": float(np.median(normal)),
+        "99 %, normal": high,
+        "median, anomalous": float(np.median(anomalous)),
+        "anomalous above 99 % of normal (%)": 100 * float((anomalous > high).mean()),
+    }
+
+
+def telling_images(scores: pd.DataFrame, density: str, n: int = 10) -> list[int]:
+    """Test images that show most: of each kind of defect in turn the one with the highest score, then two
+    anomalous ones with the lowest and two normal ones with the highest scores.
+
+    Args:
+        scores: of one seed, encoder and patch size, a row per test image in order.
+    """
+    order = scores.reset_index(drop=True).sort_values(density, ascending=False)
+    found, normal = order[order["label"] == 1], order[order["label"] == 0]
+    rank = found.groupby("defect").cumcount()
+    best = list(found.assign(rank=rank).sort_values(["rank", "defect"]).index[: max(n - 4, 1)])
+    missed = [k for k in found.index[::-1] if k not in best][:2]
+    return [*best, *missed, *normal.index[:2]][:n]
+
+
+def typical_images(scores: pd.DataFrame, density: str) -> list[int]:
+    """Of each kind of defect, and of normal test images last, the one with the median score."""
+    order = scores.reset_index(drop=True).sort_values(density)
+    kinds = sorted(set(order["defect"]), key=lambda kind: (kind == "good", kind))
+    parts: Sequence[pd.DataFrame] = [order[order["defect"] == kind] for kind in kinds]
+    return [int(part.index[len(part) // 2]) for part in parts]
