@@ -30,6 +30,7 @@ setup: $(READY)  ## Virtual environment with the locked packages
 repro: $(READY)  ## Run the study of params.yaml (demo data by default) with DVC
 	@if [ -n "$$CUTPASTE_DATA" ]; then for d in "$$CUTPASTE_DATA"/*/; do \
 	    test -e "data/$$(basename "$$d")" || { mkdir -p data; ln -s "$$d" "data/$$(basename "$$d")"; }; done; fi
+	@if [ -n "$$CUTPASTE_WEIGHTS" ]; then ln -sf "$$CUTPASTE_WEIGHTS"/*.safetensors weights/; fi
 	dvc repro demo_data clean
 	@for group in experiment patch_experiment transfer; do dvc stage list --name-only | grep "^$$group@" | \
 	    OMP_NUM_THREADS=$(THREADS) xargs -P $(JOBS) -I{} dvc --wait-for-lock repro -s {} || exit 1; done

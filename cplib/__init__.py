@@ -2,4 +2,5 @@
 
 The way of the data, one module a step:
 `data` > `color`, `patches`, `augment` > `model`, `train` > `gde` > `experiment` > `report`, `plots`.
+`backbone`, `finetune` > `transfer` > `transfer_record` do the same for networks pretrained on ImageNet.
 """

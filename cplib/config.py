@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import os
@@ -103,6 +104,28 @@ class CurveConfig:
 
 
 @dataclass(frozen=True)
+class TransferConfig:
+    """Transfer from ImageNet (sections 4.3, A.4): a head alone, then all layers, both by 3-way CutPaste.
+
+    What is not here is that of `train`. An epoch of the paper is 256 updates.
+    """
+
+    backbone: str = "tf_efficientnet_b4.aa_in1k"
+    weights: str = "pretrained"
+    image_size: int = 256
+    sources: int = 8
+    head_updates: int = 2560
+    head_learning_rate: float = 0.03
+    updates: int = 16384
+    learning_rate: float = 0.0001
+    precision: str = "auto"
+    levels: tuple[str, ...] = ("pool", "level7")
+    seeds: int = 5
+    curve: tuple[int, ...] = ()
+    curve_seeds: int = 1
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """Size of the embedded demo data."""
 
@@ -129,6 +152,7 @@ class Config:
     gde: GdeConfig = field(default_factory=GdeConfig)
     localize: LocalizeConfig = field(default_factory=LocalizeConfig)
     curve: CurveConfig = field(default_factory=CurveConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
 
     def n_seeds(self, method: str, category: str) -> int:
@@ -165,6 +189,23 @@ def load(path: str | Path = "params.yaml", overrides: Mapping[str, Any] | None =
     config = _build(Config, tree, "")
     check(config)
     return config
+
+
+def command_line(module: str, description: str | None) -> argparse.ArgumentParser:
+    """Parser of `python -m <module>` with the options that `from_options` reads."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--params", default="params.yaml", help="parameter file (params.yaml)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one parameter"
+    )
+    return parser
+
+
+def from_options(options: argparse.Namespace) -> Config:
+    """The parameter file that the command line names, with its changes; raises as `load`."""
+    overrides = dict(item.split("=", 1) if "=" in item else (item, "") for item in options.set)
+    return load(options.params, overrides)
 
 
 def data_root(config: Config) -> Path:

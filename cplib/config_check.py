@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cplib.config import Config, LocalizeConfig
+    from cplib.config import Config, LocalizeConfig, TransferConfig
 
 STEMS = ("imagenet", "3x3_stride1", "3x3_stride2")
+PRECISIONS = ("auto", "bfloat16", "float32")
 
 
 class ConfigError(ValueError):
@@ -58,7 +59,7 @@ def check(config: Config) -> None:
     choices = {
         "normalize": ("imagenet", "none"),
         "stem": STEMS,
-        "precision": ("auto", "bfloat16", "float32"),
+        "precision": PRECISIONS,
     }
     for key, allowed in choices.items():
         value = getattr(train, key)
@@ -72,6 +73,7 @@ def check(config: Config) -> None:
             need(0 <= value < 2**20, f"curve.updates.{key}", value, "from 0 to 1048575")
     need(1 <= config.curve.seeds <= most_seeds, "curve.seeds", config.curve.seeds, some)
     _check_localize(config.localize, need)
+    _check_transfer(config.transfer, need)
 
 
 def _check_localize(local: LocalizeConfig, need: Callable[[bool, str, Any, str], None]) -> None:
@@ -103,3 +105,25 @@ def _check_localize(local: LocalizeConfig, need: Callable[[bool, str, Any, str],
     needed = {local.density(c) for c in local.categories}
     text = "with all that the tables show: " + ", ".join(sorted(needed))
     need(needed <= set(local.densities), "localize.densities", local.densities, text)
+
+
+def _check_transfer(transfer: TransferConfig, need: Callable[[bool, str, Any, str], None]) -> None:
+    size = transfer.image_size
+    need(32 <= size <= 1024, "transfer.image_size", size, "between 32 and 1024 pixels")
+    need(transfer.sources >= 1, "transfer.sources", transfer.sources, "at least 1")
+    for key in ("head_learning_rate", "learning_rate"):
+        need(getattr(transfer, key) > 0, f"transfer.{key}", getattr(transfer, key), "above 0")
+    value = transfer.head_updates
+    need(0 <= value < 2**20, "transfer.head_updates", value, "from 0 to 1048575")
+    need(1 <= transfer.updates < 2**20, "transfer.updates", transfer.updates, "from 1 to 1048575")
+    for value in transfer.curve:
+        need(0 <= value < 2**20, "transfer.curve", value, "from 0 to 1048575")
+    value = transfer.precision
+    need(value in PRECISIONS, "transfer.precision", value, "one of " + ", ".join(PRECISIONS))
+    need(len(transfer.levels) > 0, "transfer.levels", transfer.levels, "a list of pool, level1, level2, ...")
+    for value in transfer.levels:
+        good = value == "pool" or (value.startswith("level") and value[5:].isdigit() and int(value[5:]) > 0)
+        need(good, "transfer.levels", value, "pool, level1, level2, ...")
+    for key in ("seeds", "curve_seeds"):  # each seed draws from two streams of updates
+        value = getattr(transfer, key)
+        need(1 <= value <= 2**11, f"transfer.{key}", value, f"between 1 and {2**11}")

@@ -7,7 +7,6 @@ Its results go to the folder of the study, as cplib.study describes.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -174,31 +173,19 @@ def _train_seed(
             history=json.dumps(history),
             **{k: v.numpy().astype(np.float16) for k, v in embeddings.items()},
         )
-    return {
-        "seconds": round(time.perf_counter() - started, 1),
-        "device": machine.device_name(device),
-        "torch": torch.__version__,
-        "commit": machine.commit(),
-        "peak_memory_mib": machine.peak_memory_mib(device),
-    }
+    return {"seconds": round(time.perf_counter() - started, 1), **machine.facts(device)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m cplib.experiment", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = configuration.command_line("cplib.experiment", __doc__)
     parser.add_argument("--method", action="append", choices=METHODS, help="default: all of the grid")
     parser.add_argument("--category", action="append", help="default: all of the grid")
-    parser.add_argument("--params", default="params.yaml", help="parameter file (params.yaml)")
     parser.add_argument("--curve", action="store_true", help="the runs of AUC against updates")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one parameter"
-    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        overrides = dict(item.split("=", 1) if "=" in item else (item, "") for item in options.set)
-        config = configuration.load(options.params, overrides)
+        config = configuration.from_options(options)
         if options.curve:
             _check_grid(config, config.curve.methods, config.categories)
             run_curve(config)

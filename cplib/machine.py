@@ -7,8 +7,19 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """What a run notes beside its numbers."""
+    return {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "peak_memory_mib": peak_memory_mib(device),
+    }
 
 
 def device_name(device: torch.device) -> str:

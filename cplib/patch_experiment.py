@@ -8,7 +8,6 @@ on from there; what is finished is not made again while parameters, images and s
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.util
 import json
@@ -18,7 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -86,7 +84,8 @@ def run(config: Config, category: str, root: Path | None = None, device: torch.d
                     maps_path(arrays, size, seed, encoder), maps_key(key, config, encoder), **maps
                 )
                 seconds[encoder] = time.perf_counter() - started
-            patch_record.add_note(folder, size, seed, _note(seconds, device))
+            rounded = {k: round(v, 1) for k, v in seconds.items()}
+            patch_record.add_note(folder, size, seed, {"seconds": rounded, **machine.facts(device)})
     cams = _gradcam(config, images, root, arrays, device)
     patch_record.write_results(folder, arrays, config, images, cams)
     return folder
@@ -164,16 +163,6 @@ def _untrained(training: configuration.TrainConfig, seed: int, device: torch.dev
     return (net.to(memory_format=torch.channels_last) if training.channels_last else net).eval()
 
 
-def _note(seconds: dict[str, float], device: torch.device) -> dict[str, Any]:
-    return {
-        "seconds": {k: round(v, 1) for k, v in seconds.items()},
-        "device": machine.device_name(device),
-        "torch": torch.__version__,
-        "commit": machine.commit(),
-        "peak_memory_mib": machine.peak_memory_mib(device),
-    }
-
-
 def _gradcam(
     config: Config, images: data.Category, root: Path, arrays: Path, device: torch.device
 ) -> list[tuple[int, np.ndarray]]:
@@ -219,18 +208,12 @@ def _gradcam(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m cplib.patch_experiment", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = configuration.command_line("cplib.patch_experiment", __doc__)
     parser.add_argument("--category", action="append", help="default: all of localize.categories")
-    parser.add_argument("--params", default="params.yaml", help="parameter file (params.yaml)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one parameter"
-    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        overrides = dict(item.split("=", 1) if "=" in item else (item, "") for item in options.set)
-        config = configuration.load(options.params, overrides)
+        config = configuration.from_options(options)
         categories = options.category or config.localize.categories
         if not categories:
             raise configuration.ConfigError("localize.categories: none given")

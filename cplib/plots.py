@@ -259,3 +259,37 @@ def auc_against_updates(points: pd.DataFrame, paper: dict[str, float]) -> Figure
         axis.grid(axis="y", lw=0.4)
     axes[0][0].legend()
     return figure
+
+
+def finetuning_curves(points: pd.DataFrame, paper: dict[tuple[str, str], float]) -> Figure:
+    """AUC against updates of fine-tuning, a panel per category and a line per level; 0 is pretrained.
+
+    Args:
+        points: columns category, level, updates, seed, auc, as `transfer_record.curve` gives them.
+        paper: the paper's fine-tuned AUC by level and category, dashed where it has one.
+    """
+    categories = list(dict.fromkeys(points["category"]))
+    figure, axes = plt.subplots(1, len(categories), figsize=(3 * len(categories), 2.8), squeeze=False)
+    for axis, category in zip(axes[0], categories, strict=True):
+        part = points[points["category"] == category]
+        for level, color in zip(dict.fromkeys(part["level"]), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
+            line = part[part["level"] == level].groupby("updates")["auc"].agg(["mean", "std"])
+            bars = line["std"].fillna(0)
+            axis.errorbar(line.index, line["mean"], bars, fmt="o-", ms=4, color=color, label=level)
+            if (level, category) in paper:
+                axis.axhline(paper[level, category], color=color, ls="--", lw=1, label=f"{level}, paper")
+        axis.set_xscale("symlog", linthresh=25)
+        ticks = sorted(points["updates"].unique())
+        axis.set_xticks(ticks, [str(t) for t in ticks], rotation=90)
+        axis.minorticks_off()
+        axis.set(title=category, xlabel="updates of all layers", ylabel="image AUC (%)")
+        axis.grid(axis="y", lw=0.4)
+    axes[0][-1].legend(loc="lower left", bbox_to_anchor=(1, 0))
+    return figure
+
+
+def notice(text: str) -> Figure:
+    """A figure that only says why there is nothing to draw."""
+    figure = plt.figure(figsize=(4, 0.8))
+    figure.text(0.5, 0.5, text, ha="center", va="center", color=GREY)
+    return figure

@@ -89,14 +89,14 @@ def check_disk(folder: Path, needed: int) -> None:
         raise ExperimentError(f"{folder}: {free >> 20} MiB free on its disk, a seed needs {needed >> 20} MiB")
 
 
-def read_notes(folder: Path) -> dict[int, dict[str, Any]]:
-    """What metrics.json notes of each seed, by seed."""
+def read_notes(folder: Path) -> dict[int | str, dict[str, Any]]:
+    """What metrics.json notes of each seed, by seed; by name where a seed has more than one training."""
     path = folder / "metrics.json"
     seeds = json.loads(path.read_text())["seeds"] if path.exists() else []
     return {entry["seed"]: entry for entry in seeds}
 
 
-def add_note(folder: Path, seed: int, note: dict[str, Any]) -> None:
+def add_note(folder: Path, seed: int | str, note: dict[str, Any]) -> None:
     notes = {**read_notes(folder), seed: {"seed": seed, **note}}
     replace_text(folder / "metrics.json", json.dumps({"seeds": list(notes.values())}, indent=1))
 
@@ -110,15 +110,8 @@ def write_results(
         with np.load(arrays / f"seed{seed}.npz") as file:
             normal, test = file["train"], file["test"]
             key, history = str(file["fingerprint"]), json.loads(str(file["history"]))
-        table = pd.DataFrame(
-            {
-                "seed": seed,
-                "split": ["train"] * len(normal) + ["test"] * len(test),
-                "image": [*images.train_files, *images.test_files],
-                "defect": ["good"] * len(normal) + list(images.defects),
-                "label": [0] * len(normal) + images.labels.int().tolist(),
-            }
-        )
+        table = score_table(images)
+        table.insert(0, "seed", seed)
         auc = {}
         for name in config.gde.densities:
             density = gde.density(name).fit(normal)
@@ -153,6 +146,19 @@ def write_results(
     table = pd.DataFrame(densities, columns=columns)
     replace_text(folder / "densities.csv", table.to_csv(index=False, float_format="%.6g"))
     replace_text(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
+
+
+def score_table(images: data.Category) -> pd.DataFrame:
+    """Columns split, image, defect and label: a row per training image, then per test image."""
+    normal, test = len(images.train), len(images.test)
+    return pd.DataFrame(
+        {
+            "split": ["train"] * normal + ["test"] * test,
+            "image": [*images.train_files, *images.test_files],
+            "defect": ["good"] * normal + list(images.defects),
+            "label": [0] * normal + images.labels.int().tolist(),
+        }
+    )
 
 
 def replace_text(path: Path, text: str) -> None:

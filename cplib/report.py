@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +251,20 @@ def compare(
         verdict = "holds" if difference > 0 else "does not hold"
     paper = a["paper"] - b["paper"]
     return {"difference": difference, "stderr": stderr, "paper": paper, "verdict": verdict}
+
+
+def compare_by_category(
+    aucs: pd.DataFrame, config: Config, better: str, worse: str, table: str
+) -> pd.DataFrame:
+    """`compare` for each category alone, and for their average where there are several; a row each."""
+    groups = {c: (c,) for c in config.categories}
+    if len(groups) > 1:
+        groups["all"] = config.categories
+    rows = {}
+    for group, categories in groups.items():
+        of_group = aucs[aucs["category"].isin(categories)]
+        rows[group] = compare(of_group, replace(config, categories=categories), better, worse, table)
+    return pd.DataFrame(rows).T.rename_axis("category")
 
 
 def curve_points(config: Config) -> pd.DataFrame:

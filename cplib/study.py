@@ -9,6 +9,7 @@ results/<study>/patches/<category>/metrics.csv          patch size, encoder, den
 results/<study>/patches/<category>/scores.csv           image scores; also history.csv and metrics.json
 results/<study>/arrays/patches/<category>/              per patch size and seed: weights, maps; GradCAM (.npz)
 results/<study>/curve/<size>px-<updates>/               the same, for the curves of AUC against updates
+results/<study>/transfer/<category>/                    transfer from ImageNet, as cplib.transfer describes
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ def curve_runs(config: Config) -> Iterator[tuple[Config, str, str, Path]]:
                 )
                 root = study_folder(config) / "curve" / f"{size}px-{updates}"
                 yield point, method if updates else "untrained", category, root
+
+
+def transfer_folder(config: Config, category: str) -> Path:
+    """Folder of the results of transfer on one category."""
+    return study_folder(config) / "transfer" / category
 
 
 def load_embeddings(root: Path, method: str, category: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

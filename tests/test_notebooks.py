@@ -66,6 +66,11 @@ def test_demo_stage_depends_on_what_draws():
     assert listed == closure({"demo"})
 
 
+def test_transfer_stage_depends_on_all_that_its_module_imports():
+    listed = {Path(d).stem for d in STAGES["transfer"]["deps"] if d.startswith("cplib/")}
+    assert listed == closure({"transfer"}) - {"machine"}
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_opens_with_the_paper_and_defines_nothing(path):
     notebook = nbformat.read(path, 4)

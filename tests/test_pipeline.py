@@ -45,6 +45,16 @@ def tiny_study(tmp_path_factory):
         shutil.copy(ROOT / name, folder / name)
     params = yaml.safe_load((folder / "params/demo.yaml").read_text()) | TINY
     params["train"] |= {"updates": 4, "sources": 4}
+    params["transfer"] |= {
+        "backbone": "test_efficientnet",
+        "weights": "none",
+        "image_size": 32,
+        "sources": 2,
+        "head_updates": 2,
+        "updates": 2,
+        "levels": ["pool", "level6"],
+        "curve": [0, 1, 2],
+    }
     params["curve"] = {"methods": ["cutpaste_3way"], "updates": {32: [0, 2, 4]}, "seeds": 1}
     params["localize"] |= {"categories": ["weave"], "image_size": 32, "patch_sizes": [16, 32], "stride": 8}
     params["localize"] |= {"seeds": 2, "updates": 2, "sources": 2}
@@ -110,6 +120,17 @@ def test_localisation_has_its_table_figure_and_control(tiny_study):
 
 
 @pytest.mark.slow
+def test_table3_holds_pretrained_and_finetuned(tiny_study):
+    table = pd.read_csv(tiny_study / "results/tiny/tables/table3_transfer.csv")
+    ours = table[table["group"] == "weave"].set_index("method")
+    assert ours.loc["pool_pretrained", "n"] == 1 and ours.loc["pool_finetuned", "n"] == 2
+    average = table[table["group"] == "all"].set_index("method")
+    assert average.loc["pool_finetuned", "paper"] == 96.6
+    control = pd.read_csv(tiny_study / "results/tiny/tables/table1_imagenet.csv")
+    assert set(control["method"]) == {"pool_pretrained", "level6_pretrained"}
+
+
+@pytest.mark.slow
 def test_command_line_agrees_with_the_notebook(tiny_study):
     scores = tiny_study / "results/tiny/runs/cutpaste_3way/weave/scores.csv"
     before = scores.read_bytes()
@@ -126,6 +147,22 @@ def test_command_line_of_localisation_agrees_with_the_notebook(tiny_study):
     shutil.rmtree(tiny_study / "results/tiny/arrays/patches")
     run(["python", "-m", "cplib.patch_experiment", "--category", "weave"], tiny_study)
     assert metrics.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_weights_that_are_missing_stop_nothing_and_those_that_arrive_are_seen(tiny_study):
+    """Last of the tests that run the tiny study, since it changes its parameters."""
+    path = tiny_study / "params.yaml"
+    shutil.rmtree(tiny_study / "results/tiny/transfer")
+    path.write_text(path.read_text().replace("weights: none", "weights: weights/tiny.safetensors"))
+    run(["dvc", "repro"], tiny_study)
+    for name in ("table3_transfer", "table1_imagenet"):
+        assert "not run: weights missing" in (tiny_study / f"results/tiny/tables/{name}.md").read_text()
+    notebook = (tiny_study / "results/tiny/notebooks/table3_transfer.ipynb").read_text()
+    assert "python -m cplib.transfer --fetch" in notebook
+    assert "Running stage" not in run(["dvc", "repro"], tiny_study)
+    (tiny_study / "weights/tiny.safetensors").write_bytes(b"")
+    assert "Running stage 'transfer@weave'" in run(["dvc", "repro", "--dry"], tiny_study)
 
 
 @pytest.mark.slow
