@@ -11,15 +11,19 @@ pixels, about half; it is off unless `localize.cam_relu` is set.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from captum.attr import LayerGradCam
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from cplib.gde import Density, DensityError, GaussianDensity
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # captum asks for progress bars of notebooks, which need ipywidgets
+    from captum.attr import LayerGradCam
 
 Score = Callable[[nn.Module, Tensor], Tensor]  # of a model and images (n, 3, size, size): (n,)
 

@@ -23,7 +23,8 @@ from cplib.train import autocast
 
 WIDTH = 512  # of the embeddings of a ResNet-18
 _LEAST_VARIANCE = 1e-12  # as cplib.gde: keeps the inverse where all embeddings are equal
-_BLOCK_BYTES = 128 * 2**20  # of samples in float64 at a time, where there is a Gaussian per location
+_BLOCK_BYTES = 128 * 2**20  # of float64 numbers at a time, where there is a Gaussian per location
+_BUFFER_IMAGES = 64
 _CHUNK_BYTES = 512 * 2**20  # of embeddings of test images that are scored together
 
 
@@ -176,24 +177,34 @@ class LocationGaussians:
     """
 
     def __init__(self) -> None:
-        self._samples: list[Tensor] = []
+        # Embeddings (images, locations, d) in float16. Image by image, they would scatter over the heap among
+        # passing arrays, whose gaps took as much memory again
+        self._buffers: list[Tensor] = []
+        self._count = 0
 
     def partial_fit(self, embeddings: Tensor) -> None:
-        self._samples.append(embeddings.half())
+        x, place = embeddings.flatten(0, 1), self._count % _BUFFER_IMAGES
+        if not place:
+            self._buffers.append(x.new_empty(_BUFFER_IMAGES, *x.shape, dtype=torch.half))
+        self._buffers[-1][place] = x
+        self._count += 1
 
     def score(self, embeddings: Tensor) -> Tensor:
-        n = len(self._samples)
+        n = self._count
         if n < 2:
             raise DensityError(f"a density needs at least 2 normal images, got {n}")
-        rows, columns, d = self._samples[0].shape
-        out = torch.empty(embeddings.shape[:3], device=embeddings.device)
-        height = max(1, _BLOCK_BYTES // (8 * columns * (n + len(embeddings)) * d))
-        for first in tqdm(range(0, rows, height), "locations", disable=None, leave=False, delay=2):
-            block = slice(first, first + height)
-            x = torch.stack([s[block].reshape(-1, d) for s in self._samples], 1).double()
-            y = embeddings[:, block].flatten(1, 2).transpose(0, 1).double()
-            out[:, block] = _mahalanobis(x, y).T.reshape(len(embeddings), -1, columns).float()
-        return out
+        points = embeddings.flatten(1, 2)
+        m, locations, d = points.shape
+        out = torch.empty(m, locations, device=points.device)
+        # samples and points, and these centred; the Gram matrix, with a diagonal, and its factor
+        block = max(1, _BLOCK_BYTES // (8 * (2 * (n + m) * d + 3 * n**2)))
+        steps = range(0, locations, block)
+        for first in tqdm(steps, "locations", disable=None, leave=False, delay=2):
+            part = slice(first, first + block)
+            x = torch.cat([b[:, part] for b in self._buffers])[:n].transpose(0, 1).double()
+            y = points[:, part].transpose(0, 1).double()
+            out[:, part] = _mahalanobis(x, y).T.float()
+        return out.view(embeddings.shape[:3])
 
 
 def _mahalanobis(samples: Tensor, points: Tensor) -> Tensor:

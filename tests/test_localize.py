@@ -72,7 +72,8 @@ def test_batches_are_bounded_by_memory(stem):
 @pytest.mark.parametrize("n", [3, 10, 40], ids=["three", "fewer than dimensions", "more"])
 def test_gaussians_per_location_equal_direct_ones(n, monkeypatch):
     train, test = random_embeddings(n), random_embeddings(5, seed=1)
-    monkeypatch.setattr(localize, "_BLOCK_BYTES", 1)  # a row of locations at a time
+    monkeypatch.setattr(localize, "_BLOCK_BYTES", 10_000)  # a few locations at a time
+    monkeypatch.setattr(localize, "_BUFFER_IMAGES", 8)
     density = localize.LocationGaussians()
     for image in train:
         density.partial_fit(image)

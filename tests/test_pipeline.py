@@ -80,6 +80,7 @@ def test_repro_executes_every_notebook(tiny_study):
             assert "error" not in kinds
             assert kinds, output
             assert str(tiny_study) not in output.read_text()
+            assert "site-packages" not in output.read_text(), "a warning names this machine's folders"
 
 
 @pytest.mark.slow
