@@ -32,8 +32,9 @@ repro: $(READY)  ## Run the study of params.yaml (demo data by default) with DVC
 	    test -e "data/$$(basename "$$d")" || { mkdir -p data; ln -s "$$d" "data/$$(basename "$$d")"; }; done; fi
 	@if [ -n "$$CUTPASTE_WEIGHTS" ]; then ln -sf "$$CUTPASTE_WEIGHTS"/*.safetensors weights/; fi
 	dvc repro demo_data clean
-	@for group in experiment patch_experiment transfer; do dvc stage list --name-only | grep "^$$group@" | \
-	    OMP_NUM_THREADS=$(THREADS) xargs -P $(JOBS) -I{} dvc --wait-for-lock repro -s {} || exit 1; done
+	@for wave in 'experiment@' 'patch_experiment@|auc_against_updates$$|augmentations$$|transfer@'; do \
+	    dvc stage list --name-only | grep -E "^($$wave)" | tac | OMP_NUM_THREADS=$(THREADS) \
+	    xargs -P $(JOBS) -I{} dvc --wait-for-lock repro -s {} || exit 1; done
 	dvc repro
 
 test: $(READY) lint  ## Lint and all tests

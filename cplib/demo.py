@@ -43,8 +43,8 @@ TEXTURES = ("weave", "board")
 CATEGORIES = (*TEXTURES, "plate")
 DEFECTS = {
     "weave": ("cut", "missing_thread", "patch", "shifted", "stain"),
-    "board": ("gap", "inlay", "label", "scratch", "stain"),
-    "plate": ("chip", "label", "misprint", "scratch", "tape"),
+    "board": ("gap", "inlay", "label", "stain"),
+    "plate": ("chip", "label", "misprint", "scratch"),
 }
 MASK_THRESHOLD = 4  # grey levels (of 255) in any channel; a smaller change drowns in the noise
 AREA_RANGE = (0.002, 0.16)  # of the image; a defect whose mask falls outside is drawn again

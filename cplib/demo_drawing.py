@@ -117,22 +117,11 @@ def label(flaw: Rng, rgb: Array, x: Array, y: Array) -> Array:
     return over(rgb, step(-outline, soft), (0.82 - 0.5 * text)[..., None] * colour(1, 0.97, 0.88, flaw))
 
 
-def tape(flaw: Rng, rgb: Array, x: Array, y: Array) -> Array:
-    """A strip of adhesive tape about the origin, crumpled, what lies below it faintly seen."""
-    t, s = rotate(x, y, flaw.uniform(-60, 60))
-    half_x, half_y = flaw.uniform(0.1, 0.2), flaw.uniform(0.03, 0.05)
-    outline, soft = box(t, s, half_x, half_y, 0.004), 1.5 / len(t)
-    tone = ((0.80, 0.66, 0.30), (0.35, 0.55, 0.75), (0.75, 0.72, 0.68))[flaw.integers(3)]
-    folds = 1 + 0.12 * np.sin(flaw.uniform(60, 120) * (t + 0.3 * s) + flaw.uniform(0, 6))
-    rgb = scale(rgb, 1 - 0.3 * ridge(outline, 0.008))
-    return over(rgb, 0.85 * step(-outline, soft), scale(np.float32(tone), folds))
-
-
 def scratch(flaw: Rng, t: Array, s: Array) -> Array:
     """Factor on the brightness: one flank of the groove catches light, the other has none."""
-    length, width = flaw.uniform(0.16, 0.4), flaw.uniform(0.016, 0.024)
+    length, width = flaw.uniform(0.16, 0.4), flaw.uniform(0.012, 0.018)
     core, flank = stroke(flaw, t, s, length, width, 0.6 * width)
-    depth = flaw.uniform(0.35, 0.55) * float(flaw.choice((-1, 1)))
+    depth = flaw.uniform(0.3, 0.5) * float(flaw.choice((-1, 1)))
     return 1 + depth * (core - 0.7 * flank * (1 - core))
 
 

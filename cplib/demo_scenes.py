@@ -30,7 +30,6 @@ from cplib.demo_drawing import (
     step,
     streaks,
     stroke,
-    tape,
 )
 
 
@@ -129,8 +128,6 @@ def _board(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
         rgb = over(rgb, 0.95 * lost, 0.2 * dark)
     if defect == "label":
         rgb = label(flaw, rgb, x - x[row, col], y - y[row, col])
-    if defect == "scratch":  # across the grain
-        rgb = scale(rgb, scratch(flaw, t, s))
     return stain(flaw, rgb, t, s) if defect == "stain" else rgb
 
 
@@ -218,8 +215,6 @@ def _plate(rng: Rng, n: int, defect: str | None, flaw: Rng) -> Array:
 
     if defect == "label":  # of another part, stuck on askew
         rgb = label(flaw, rgb, px - flaw.uniform(-0.2, 0.25), py - flaw.uniform(-0.2, 0.2))
-    if defect == "tape":
-        rgb = tape(flaw, rgb, px - flaw.uniform(-0.2, 0.2), py - flaw.uniform(-0.18, 0.18))
 
     ring, shine = np.float32(1), np.float32(0.75)  # the poles of the socket
     for a, b in ((0, 1), (-0.866, -0.5), (0.866, -0.5)):

@@ -1,12 +1,19 @@
-"""Timing of several ways of doing the same, round by round in turn, and a table of the answers at the end."""
+"""Timing of several ways of doing the same, round by round in turn, and a table of the answers at the end,
+also as results/benchmarks.md."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
+import pandas as pd
 import pytest
+
+from cplib import machine, train
+
+RESULTS = Path(__file__).parents[2] / "results/benchmarks.md"
 
 Answer = dict[str, str | float]
 ANSWERS = pytest.StashKey[list[Answer]]()
@@ -75,3 +82,9 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
         cells = f"{row['ours_s']:8.3f}  {row['theirs_s']:8.3f}  {row['ratio']:6.2f}  {row['note']}"
         line = f"{row['question']:{wide[0]}}  {row['other']:{wide[1]}}  {cells}"
         terminalreporter.line(line.rstrip())
+    device = machine.device_name(train.default_device())
+    head = (
+        f"`make benchmark` on {device}. Medians of seconds and of the ratios within a round; ratio = theirs /"
+    )
+    table = pd.DataFrame(rows).to_markdown(index=False)
+    RESULTS.write_text(f"{head}\nours, above 1 where ours is faster.\n\n{table}\n")
