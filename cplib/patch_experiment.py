@@ -12,6 +12,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from cplib import augment, data, experiment, gde, localize, machine, model, patc
 from cplib import config as configuration
 from cplib.config import Config
 from cplib.patch_record import ENCODERS, METHOD, maps_path
+from cplib.patches import REFERENCE_SIZE
 from cplib.study import study_folder
 
 log = logging.getLogger(__name__)
@@ -117,11 +119,30 @@ def training_of(config: Config) -> configuration.TrainConfig:
     return replace(config.train, **own)
 
 
+def augment_of(config: Config, size: int) -> configuration.AugmentConfig:
+    """Parameters of augmentation of a patch model: scars are no longer than fits into the crop at any angle.
+
+    The paper's fit as they are, into its smallest crops too.
+
+    Raises:
+        ConfigError: scars as wide as the crop.
+    """
+    crop, widest = size * REFERENCE_SIZE / config.localize.image_size, config.augment.scar_width[1]
+    if widest >= crop:
+        raise configuration.ConfigError(
+            f"augment.scar_width: must be below {crop:g} for the {size} px patches of "
+            f"localize.patch_sizes, got {widest:g}"
+        )
+    longest = math.sqrt(crop**2 - widest**2)
+    low, high = config.augment.scar_length
+    return replace(config.augment, scar_length=(min(low, longest), min(high, longest)))
+
+
 def weights_key(config: Config, digest: str, size: int, seed: int) -> str:
     """Fingerprint of all that decides the weights of a patch model."""
     parts = {
         "task": augment.TASKS[METHOD],
-        "augment": dataclasses.asdict(config.augment),
+        "augment": dataclasses.asdict(augment_of(config, size)),
         "train": dataclasses.asdict(training_of(config)),
         "data": digest,
         "crop": size,
@@ -150,7 +171,8 @@ def _train(config: Config, normal: torch.Tensor, path: Path, key: str, size: int
     """Train the patch model of a seed and keep its weights, with the history of training."""
     checkpoint = path.with_name(f"patch{size}-seed{seed}-{key[:12]}.checkpoint")
     task, training = augment.TASKS[METHOD], training_of(config)
-    net, history = train.fit(normal, task, config.augment, training, seed, checkpoint, key, crop=size)
+    changes = augment_of(config, size)
+    net, history = train.fit(normal, task, changes, training, seed, checkpoint, key, crop=size)
     record.save_weights(path, net, key, history=json.dumps(history))
     for old in path.parent.glob(f"patch{size}-seed{seed}-*.checkpoint"):
         old.unlink()

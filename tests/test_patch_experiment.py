@@ -14,8 +14,9 @@ import safetensors.torch
 import torch
 from sklearn.metrics import roc_auc_score
 
-from cplib import data, localize, model, patch_experiment, pixels, train
-from cplib.config import LocalizeConfig
+from cplib import augment, data, localize, model, patch_experiment, pixels, train
+from cplib import config as configuration
+from cplib.config import ConfigError, LocalizeConfig
 from cplib.data import DataError
 from cplib.study import ExperimentError, load_patch_metrics
 
@@ -245,3 +246,22 @@ def test_stem_and_training_parameters_are_its_own(config, stem):
         patch_experiment._untrained(training, 3, torch.device("cpu")).head[-1].weight,
         model.build(3, 3, stem=stem).head[-1].weight,
     )
+
+
+@pytest.mark.parametrize("preset", ["demo", "lite", "paper"])
+def test_scars_of_every_preset_fit_into_its_crops(preset):
+    config = configuration.load(Path(__file__).parents[1] / f"params/{preset}.yaml")
+    images = torch.zeros(400, 3, config.localize.image_size, config.localize.image_size, dtype=torch.uint8)
+    for size in config.localize.patch_sizes:
+        changes = patch_experiment.augment_of(config, size)
+        generator = torch.Generator().manual_seed(0)
+        batch, _ = augment.make_batch(images, ("normal", "scar"), changes, generator, crop=size)
+        assert batch.shape[2:] == (size, size)
+        if preset == "paper":
+            assert changes == config.augment
+
+
+def test_scars_wider_than_the_crop_are_an_error(config):
+    wide = replace(config, augment=replace(config.augment, scar_width=(2.0, 70.0)))
+    with pytest.raises(ConfigError, match=r"augment.scar_width: must be below 64 for the 64 px patches"):
+        patch_experiment.augment_of(wide, 64)
