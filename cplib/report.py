@@ -242,9 +242,9 @@ def compare(
         return {"difference": np.nan, "stderr": np.nan, "paper": np.nan, "verdict": "not run"}
     a, b = rows.loc[better], rows.loc[worse]
     difference = a["mean"] - b["mean"]
-    # an ensemble is one value; the spread is then that of the other side alone
-    errors = [e for e in (a["stderr"], b["stderr"]) if not np.isnan(e)]
-    stderr = float(np.sqrt(np.square(errors).sum())) if errors else np.nan
+    # the ensemble is one value: the spread is then that of the other side alone. One seed tells no spread
+    errors = [row["stderr"] for row in (a, b) if row.name != ENSEMBLE]
+    stderr = float(np.sqrt(np.square(errors).sum()))
     if not abs(difference) > 2 * stderr:
         verdict = "undecided"
     else:

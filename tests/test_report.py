@@ -101,6 +101,8 @@ def test_claim_needs_two_standard_errors(study):
     assert report.compare(aucs, study, "untrained", "cutpaste_3way")["verdict"] == "does not hold"
     assert report.compare(aucs, study, "cutpaste", "cutpaste")["verdict"] == "undecided"
     assert report.compare(aucs, study, "cutpaste", "rotation")["verdict"] == "not run"
+    one_seed = aucs[(aucs["method"] != "untrained") | (aucs["seed"] == 0)]
+    assert report.compare(one_seed, study, "cutpaste_3way", "untrained")["verdict"] == "undecided"
 
 
 def test_missing_runs_are_named_and_left_out(study):
