@@ -133,7 +133,8 @@ def score_histograms(scores: pd.DataFrame, density: str) -> Figure:
             axis.hist(values, bins, color=color, alpha=0.6, label=name)
         auc = roc_auc_score(part["label"], part[density])
         axis.set(title=f"seed {seed}: AUC {100 * auc:.1f}", xlabel="anomaly score", xscale=scale, yticks=[])
-        axis.set_xticks(bins[[0, -1]], [f"{v:.3g}" for v in bins[[0, -1]]])  # those of a log axis overlap
+        ends = [float(f"{v:.3g}") for v in bins[[0, -1]]]
+        axis.set_xticks(ends, [f"{v:g}" for v in ends])  # those of a log axis overlap
         axis.minorticks_off()
         roc.plot(*roc_curve(part["label"], part[density])[:2], lw=1, label=f"seed {seed}")
     axes[0][0].legend()
