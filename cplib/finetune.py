@@ -33,35 +33,28 @@ def phases(config: Config, updates: int) -> tuple[TrainConfig, TrainConfig]:
     )
 
 
-def fit_head(
+def fit(
     net: TransferClassifier,
     images: Tensor,
     augment_config: AugmentConfig,
     config: TrainConfig,
     seed: int,
+    backbone: bool,
     **files: Any,
 ) -> list[dict[str, float]]:
-    """First phase: the head learns, the backbone stays as it is; returns the history of `train.fit`.
+    """One phase: the head learns alone, or all layers do but BatchNorm of the backbone.
 
     Args:
         images: (n, 3, size, size) uint8, normal images.
+        backbone: whether this is the second phase, in which the backbone learns too.
         files: checkpoint and fingerprint, as `train.fit` takes them.
+
+    Returns:
+        The history of `train.fit`.
     """
-    net.learn(backbone=False)
-    return train.fit(images, TASK, augment_config, config, seed, net=net, **files)[1]
-
-
-def fit_all(
-    net: TransferClassifier,
-    images: Tensor,
-    augment_config: AugmentConfig,
-    config: TrainConfig,
-    seed: int,
-    **files: Any,
-) -> list[dict[str, float]]:
-    """Second phase: all layers learn but BatchNorm of the backbone. Arguments as those of `fit_head`."""
-    net.learn(backbone=True)
-    return train.fit(images, TASK, augment_config, config, seed + _SECOND_PHASE, net=net, **files)[1]
+    net.learn(backbone=backbone)
+    stream = seed + _SECOND_PHASE * backbone
+    return train.fit(images, TASK, augment_config, config, stream, net=net, **files)[1]
 
 
 @torch.inference_mode()

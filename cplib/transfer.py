@@ -160,7 +160,9 @@ def _finetune(this: _Run, updates: int, seed: int) -> None:
     history = [{"phase": "head", **row} for row in _fit_head(this, net, normal, seed)]
     full = finetune.phases(config, updates)[1]
     checkpoint = this.arrays / f"{name}-{key[:12]}.checkpoint"
-    rows = finetune.fit_all(net, normal, config.augment, full, seed, checkpoint=checkpoint, fingerprint=key)
+    rows = finetune.fit(
+        net, normal, config.augment, full, seed, backbone=True, checkpoint=checkpoint, fingerprint=key
+    )
     history += [{"phase": "all", **row} for row in rows]
     _save(this, net.eval(), name, key, history, started)
     for old in this.arrays.glob(f"{name}-*.checkpoint"):
@@ -179,8 +181,8 @@ def _fit_head(
             return json.loads(file.metadata()["history"])
     head = finetune.phases(this.config, 0)[0]
     checkpoint = path.with_name(f"seed{seed}-head-{key[:12]}.checkpoint")
-    history = finetune.fit_head(
-        net, normal, this.config.augment, head, seed, checkpoint=checkpoint, fingerprint=key
+    history = finetune.fit(
+        net, normal, this.config.augment, head, seed, backbone=False, checkpoint=checkpoint, fingerprint=key
     )
     record.save_weights(path, net.head, key, history=json.dumps(history))
     for old in this.arrays.glob(f"seed{seed}-head-*.checkpoint"):

@@ -60,15 +60,13 @@ def images():
 @pytest.fixture
 def trained(monkeypatch):
     """Phase and seed of every training, in order."""
-    calls = []
-    for phase in ("fit_head", "fit_all"):
-        original = getattr(finetune, phase)
+    calls, fit = [], finetune.fit
 
-        def spy(net, images, augment, config, seed, _phase=phase, _original=original, **files):
-            calls.append((_phase, seed))
-            return _original(net, images, augment, config, seed, **files)
+    def spy(net, images, augment, config, seed, backbone, **files):
+        calls.append(("all" if backbone else "head", seed))
+        return fit(net, images, augment, config, seed, backbone, **files)
 
-        monkeypatch.setattr(finetune, phase, spy)
+    monkeypatch.setattr(finetune, "fit", spy)
     return calls
 
 
@@ -115,12 +113,12 @@ def test_batch_norm_of_the_backbone_stays_as_it_is_in_both_phases(config, images
     net = backbone.build(config.transfer, 0)
     before = state(net)
     head, full = finetune.phases(config, 2)
-    finetune.fit_head(net, images, config.augment, head, 0)
+    finetune.fit(net, images, config.augment, head, 0, backbone=False)
     after_head = state(net)
     changed = {k for k in before if not torch.equal(before[k], after_head[k])}
     assert changed and all(k.startswith("head.") for k in changed)
 
-    finetune.fit_all(net, images, config.augment, full, 0)
+    finetune.fit(net, images, config.augment, full, 0, backbone=True)
     after = state(net)
     changed = {k for k in before if k.startswith("backbone.") and not torch.equal(before[k], after[k])}
     norms = {
@@ -146,8 +144,8 @@ def test_second_phase_draws_other_images_than_the_first(config, images, monkeypa
     seeds = []
     monkeypatch.setattr(train, "fit", lambda *args, **kwargs: (seeds.append(args[4]), []))
     net = backbone.build(TINY, 3)
-    finetune.fit_head(net, images, config.augment, config.train, 3)
-    finetune.fit_all(net, images, config.augment, config.train, 3)
+    for phase in (False, True):
+        finetune.fit(net, images, config.augment, config.train, 3, backbone=phase)
     assert len(set(seeds)) == 2
     train.update_generator(TransferConfig.seeds + 2**11, 0)
 
@@ -274,11 +272,11 @@ def test_run_writes_what_its_arrays_say(config, tmp_path):
 
 def test_nothing_finished_is_done_again_and_lengths_share_the_head(config, trained):
     first = tables(transfer.run(config, "box"))
-    assert trained == [("fit_head", 0), ("fit_all", 0), ("fit_head", 1), ("fit_all", 1)]
+    assert trained == [("head", 0), ("all", 0), ("head", 1), ("all", 1)]
     assert tables(transfer.run(config, "box")) == first and len(trained) == 4
     curve = replace(config, transfer=replace(TINY, curve=(0, 1, 2)))
     folder = transfer.run(curve, "box", curve_only=True)
-    assert trained[4:] == [("fit_all", 0)]
+    assert trained[4:] == [("all", 0)]
     table = pd.read_csv(folder / "curve.csv")
     assert set(zip(table["updates"], table["seed"], strict=True)) == {(0, 0), (1, 0), (2, 0)}
     assert (folder / "scores.csv").read_text() == first["scores.csv"]
@@ -299,14 +297,14 @@ def test_pretrained_rows_depend_on_no_seed_and_on_no_training(config, trained):
 
 def test_other_parameters_take_old_tables_away_at_once(config, monkeypatch):
     folder = transfer.run(config, "box")
-    monkeypatch.setattr(finetune, "fit_head", lambda *a, **k: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(finetune, "fit", lambda *a, **k: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         transfer.run(replace(config, transfer=replace(TINY, head_learning_rate=0.1)), "box")
     assert not (folder / "metrics.csv").exists() and not (folder / "scores.csv").exists()
     assert transfer_record.status(config, "box").startswith("not run")
 
 
-@pytest.mark.parametrize("phase", ["fit_head", "fit_all"])
+@pytest.mark.parametrize("phase", ["head", "all"])
 def test_interrupted_run_goes_on_to_the_same_result(config, monkeypatch, tmp_path, phase):
     config = replace(config, transfer=replace(TINY, seeds=1, head_updates=4, updates=4))
     whole = tables(transfer.run(replace(config, study="whole"), "box"))
@@ -314,7 +312,7 @@ def test_interrupted_run_goes_on_to_the_same_result(config, monkeypatch, tmp_pat
 
     def killed(path, saved):
         save(path, saved)
-        if saved["update"] == 2 and ("-head-" in path.name) == (phase == "fit_head"):
+        if saved["update"] == 2 and ("-head-" in path.name) == (phase == "head"):
             raise Killed
 
     def often(*args, **kwargs):
@@ -334,7 +332,7 @@ def test_damaged_head_is_trained_anew(config, trained):
     first = tables(transfer.run(config, "box"))
     Path("results/s/arrays/transfer/box/seed0-2.npz").unlink()
     Path("results/s/arrays/transfer/box/seed0-head.safetensors").write_bytes(b"half")
-    assert tables(transfer.run(config, "box")) == first and trained[4:] == [("fit_head", 0), ("fit_all", 0)]
+    assert tables(transfer.run(config, "box")) == first and trained[4:] == [("head", 0), ("all", 0)]
 
 
 def test_level_that_the_backbone_lacks_is_told_before_any_image_is_read(config, monkeypatch):
