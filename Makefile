@@ -32,16 +32,20 @@ repro: $(READY)  ## Run the study of params.yaml (demo data by default) with DVC
 	    test -e "data/$$(basename "$$d")" || { mkdir -p data; ln -s "$$d" "data/$$(basename "$$d")"; }; done; fi
 	@if [ -n "$$CUTPASTE_WEIGHTS" ]; then ln -sf "$$CUTPASTE_WEIGHTS"/*.safetensors weights/; fi
 	dvc repro demo_data clean
-	@for wave in 'experiment@' 'patch_experiment@|auc_against_updates$$|augmentations$$|transfer@'; do \
+	@for wave in 'experiment@' 'patch_experiment@|auc_against_updates$$|augmentations$$|(transfer|sensitivity|one_class)@' \
+	    'table|figure|cifar10'; do \
 	    dvc stage list --name-only | grep -E "^($$wave)" | tac | OMP_NUM_THREADS=$(THREADS) \
 	    xargs -P $(JOBS) -I{} dvc --wait-for-lock repro -s {} || exit 1; done
 	dvc repro
 
+# as many tests side by side as there are cores, each on one thread: more would only wait for each other
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
+
 test: $(READY) lint  ## Lint and all tests
-	python -m pytest
+	$(PYTEST)
 
 quick: $(READY) lint  ## Lint and the tests that take less than a few seconds each
-	python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(READY)  ## Check style
 	ruff check .

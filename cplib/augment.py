@@ -52,8 +52,9 @@ def augment_input(
     Args:
         images: (n, 3, height, width) uint8.
         views: number of views of each image, each with its own draws.
-        crop: if not 0, each view is a random crop of so many pixels squared, in place of the translation:
-            the input of the patch model (section 2.4).
+        crop: if not 0, take a random crop of so many pixels squared, in place of the translation: the input
+            of the patch model (section 2.4). All views of an image show the same crop, so that classes
+            differ by their augmentation alone: with a crop for each view the task long stays at chance.
 
     Returns:
         (views * n, 3, height, width) float32 in [0, 1], or crop squared; row k is of image k modulo n.
@@ -61,7 +62,8 @@ def augment_input(
     n, shape = views * len(images), images.shape[2:]
     if crop:
         free = torch.tensor([shape[0] - crop + 1, shape[1] - crop + 1])
-        offsets = (torch.rand(n, 2, generator=generator) * free).long().minimum(free - 1)
+        offsets = (torch.rand(len(images), 2, generator=generator) * free).long().minimum(free - 1)
+        offsets = offsets.repeat(views, 1)
         shape, pad = (crop, crop), 0
     else:
         pad = round(config.translate * shape[0])
@@ -189,8 +191,9 @@ def make_batch(
         images: (n, 3, size, size) uint8.
         task: names of views, one of `TASKS`.
         generator: on the CPU.
-        crop: if not 0, the views are of random crops of so many pixels squared; cropped first, so that
-            every view shows what was done to it (section 2.4). Scars keep their size in pixels of the image.
+        crop: if not 0, the views are of a random crop of so many pixels squared, one for each source image;
+            cropped first, so that every view shows what was done to it (section 2.4). Scars keep their
+            size in pixels of the image.
 
     Returns:
         (classes * n, 3, size, size) float32 in [0, 1], class after class, and (classes * n,) labels; size is

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cplib.config import Config, LocalizeConfig, TransferConfig
+    from cplib.config_sections import Config, LocalizeConfig, TransferConfig
 
 STEMS = ("imagenet", "3x3_stride1", "3x3_stride2")
 PRECISIONS = ("auto", "bfloat16", "float32")
@@ -74,6 +74,30 @@ def check(config: Config) -> None:
     need(1 <= config.curve.seeds <= most_seeds, "curve.seeds", config.curve.seeds, some)
     _check_localize(config.localize, need)
     _check_transfer(config.transfer, need)
+    _check_other_items(config, need)
+
+
+def _check_other_items(config: Config, need: Callable[[bool, str, Any, str], None]) -> None:
+    """Sections of tables and figures that have a few parameters each."""
+    some, one_class = f"between 1 and {2**12}", config.one_class
+    need(1 <= config.sensitivity.seeds <= 2**12, "sensitivity.seeds", config.sensitivity.seeds, some)
+    need(
+        1 <= config.synthetic.per_image <= 1000,
+        "synthetic.per_image",
+        config.synthetic.per_image,
+        "1 to 1000",
+    )
+    need(config.tsne.perplexity > 0, "tsne.perplexity", config.tsne.perplexity, "above 0")
+    need(config.tsne.per_group >= 1, "tsne.per_group", config.tsne.per_group, "at least 1")
+    need(32 <= one_class.image_size <= 1024, "one_class.image_size", one_class.image_size, "from 32 to 1024")
+    for key in ("train_images", "test_images"):
+        need(getattr(one_class, key) >= 0, f"one_class.{key}", getattr(one_class, key), "0 (all) or more")
+    need(1 <= one_class.seeds <= 2**12, "one_class.seeds", one_class.seeds, some)
+    need(0 <= one_class.updates < 2**20, "one_class.updates", one_class.updates, "from 0 to 1048575")
+    need(one_class.sources >= 1, "one_class.sources", one_class.sources, "at least 1")
+    need(one_class.learning_rate > 0, "one_class.learning_rate", one_class.learning_rate, "above 0")
+    need(one_class.stem in STEMS, "one_class.stem", one_class.stem, "one of " + ", ".join(STEMS))
+    need(bool(one_class.densities), "one_class.densities", one_class.densities, "at least one density")
 
 
 def _check_localize(local: LocalizeConfig, need: Callable[[bool, str, Any, str], None]) -> None:

@@ -44,6 +44,7 @@ def run(
     device: torch.device | None = None,
     keep_weights: bool = True,
     reuse: Path | None = None,
+    images: data.Category | None = None,
 ) -> Path:
     """Train, embed and score all seeds of one method on one category.
 
@@ -57,6 +58,7 @@ def run(
         device: to train on; by default a GPU if there is one.
         keep_weights: also save each seed's weights.
         reuse: folder like `root` that may hold seeds trained in just this way; they are copied.
+        images: in place of those of the folder, of size `config.data.image_size`.
 
     Returns:
         The folder of scores.csv, history.csv, densities.csv and metrics.json.
@@ -71,9 +73,9 @@ def run(
         gde.density(name)
     root = root or study_folder(config)
     device = device or train.default_device()
-    images = data.load_category(
-        configuration.data_root(config), category, config.data.image_size, config.data.cache
-    )
+    if images is None:
+        root_of_data, size = configuration.data_root(config), config.data.image_size
+        images = data.load_category(root_of_data, category, size, config.data.cache)
     if len(images.train) < 2:
         raise data.DataError(
             f"{category}: {len(images.train)} normal training image; a density needs at least 2"

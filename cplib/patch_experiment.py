@@ -188,7 +188,8 @@ def _untrained(training: configuration.TrainConfig, seed: int, device: torch.dev
 def _gradcam(
     config: Config, images: data.Category, root: Path, arrays: Path, device: torch.device
 ) -> list[tuple[int, np.ndarray]]:
-    """Seed and GradCAM (m, rows, columns) of each image-level 3-way model; these are trained if need be."""
+    """Seed and GradCAM (m, rows, columns) of as many image-level 3-way models as patch models; these
+    are trained if need be."""
     if importlib.util.find_spec("captum") is None:
         log.warning("GradCAM left out: it needs captum (pip install captum); run again to add it")
         return []
@@ -200,7 +201,7 @@ def _gradcam(
     folder, found = root / "arrays" / METHOD / images.name, []
     keys = [
         experiment.fingerprint(config, METHOD, image_level.digest, seed)
-        for seed in range(config.n_seeds(METHOD, images.name))
+        for seed in range(min(config.n_seeds(METHOD, images.name), config.localize.seeds))
     ]
     if not all(experiment.is_finished(folder / f"seed{s}.npz", k, True) for s, k in enumerate(keys)):
         experiment.run(config, METHOD, images.name, root, device)

@@ -154,6 +154,29 @@ def map_statistics(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     }
 
 
+def hits(maps: np.ndarray, masks: np.ndarray, defects: Sequence[str]) -> pd.DataFrame:
+    """Whether heat sits on the defects, by kind of defect.
+
+    Args:
+        maps: (m, height, width) of all test images.
+        masks: (m, height, width) bool.
+        defects: m kinds of defect, "good" for normal images.
+
+    Returns:
+        Columns defect, images; peak_inside: share of images in percent whose highest pixel lies on the mask;
+        found: share in percent of the mask above 99 % of the pixels of normal images, median over images.
+    """
+    good = np.array([d == "good" for d in defects])
+    high = float(np.quantile(maps[good], 0.99)) if good.any() else float(np.quantile(maps[~masks], 0.99))
+    rows = []
+    for kind in sorted(set(defects) - {"good"}):
+        chosen = [k for k, d in enumerate(defects) if d == kind and masks[k].any()]
+        inside = [masks[k].flat[maps[k].argmax()] for k in chosen]
+        found = [(maps[k][masks[k]] > high).mean() for k in chosen]
+        rows.append((kind, len(chosen), 100 * float(np.mean(inside)), 100 * float(np.median(found))))
+    return pd.DataFrame(rows, columns=["defect", "images", "peak_inside", "found"])
+
+
 def telling_images(scores: pd.DataFrame, density: str, n: int = 10) -> list[int]:
     """Test images that show most: of each kind of defect in turn the one with the highest score, then two
     anomalous ones with the lowest and two normal ones with the highest scores.

@@ -1,4 +1,4 @@
-"""Figures, drawn from images, scores and tables; nothing is computed here that a table would show."""
+"""Figures of images, maps and scores, and the look of all figures; `cplib.charts` draws tables."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def image_grid(
         size: width of an image in inches.
     """
     columns = max(map(len, rows))
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(columns * size, len(rows) * size * 1.12), squeeze=False
-    )
+    # room for labels and titles, or the images shrink and leave gaps
+    width, height = columns * size + 0.9 * bool(row_labels), len(rows) * size * (1.25 if titles else 1.02)
+    figure, axes = plt.subplots(len(rows), columns, figsize=(width, height), squeeze=False)
     for i, row in enumerate(rows):
         for j, axis in enumerate(axes[i]):
             axis.set_axis_off()
@@ -199,95 +199,6 @@ def heat_maps(
         for axis, k in zip(row, chosen, strict=True):
             shown = axis.imshow(values[k], norm=norm, cmap="RdBu_r" if low < 0 else "viridis")
         figure.colorbar(shown, ax=list(row), pad=0.01, aspect=12).ax.tick_params(labelsize=6)
-    return figure
-
-
-def detection(table: pd.DataFrame, methods: Sequence[str], ylabel: str = "image AUC (%)") -> Figure:
-    """AUC of each method, a panel per category or average: ours with standard error, the paper's
-    value, and the untrained control as a line."""
-    groups = list(dict.fromkeys(table["group"]))
-    trained = [m for m in methods if m != "untrained"]
-    figure, axes = plt.subplots(
-        1, len(groups), figsize=(1.2 + 1.75 * len(groups), 3.2), sharey=True, squeeze=False
-    )
-    for axis, group in zip(axes[0], groups, strict=True):
-        part = table[table["group"] == group].set_index("method").reindex(methods)
-        x = np.arange(len(trained))
-        ours = part.loc[trained]
-        axis.errorbar(x, ours["mean"], ours["stderr"].fillna(0), fmt="o", color=BLUE, capsize=2, label="ours")
-        axis.plot(x, ours["paper"], "x", color=RED, label="paper")
-        if "untrained" in part.index:
-            axis.axhline(part.loc["untrained", "mean"], color=GREY, ls="--", lw=1, label="untrained")
-        of_all = (ours["paper_categories"] == "all of MVTec AD").any()
-        axis.set_title(group + ("\n(paper: all of MVTec AD)" if of_all else ""), fontsize=8)
-        axis.set_xticks(x, trained, rotation=90)
-        axis.set_xlim(-0.6, len(trained) - 0.4)
-        axis.grid(axis="y", lw=0.4)
-    axes[0][0].set_ylabel(ylabel)
-    axes[0][-1].legend(loc="lower left", bbox_to_anchor=(1, 0))
-    return figure
-
-
-def auc_against_updates(points: pd.DataFrame, paper: dict[str, float]) -> Figure:
-    """AUC against updates of training, a panel per category and a line per image size; 0 updates is the
-    untrained network.
-
-    Args:
-        points: columns category, image_size, updates, seed, auc, as `report.curve_points` gives them.
-        paper: the paper's AUC by category, drawn as a line where it has one.
-    """
-    categories = list(dict.fromkeys(points["category"]))
-    figure, axes = plt.subplots(1, len(categories), figsize=(3 * len(categories), 2.8), squeeze=False)
-    for axis, category in zip(axes[0], categories, strict=True):
-        part = points[points["category"] == category]
-        sizes = sorted(part["image_size"].unique())
-        for size, color in zip(sizes, (ORANGE, BLUE, GREEN, PURPLE), strict=False):
-            line = part[part["image_size"] == size].groupby("updates")["auc"].agg(["mean", "std"])
-            axis.errorbar(
-                line.index,
-                line["mean"],
-                line["std"].fillna(0),
-                fmt="o-",
-                ms=4,
-                color=color,
-                label=f"{size} px",
-            )
-        if category in paper:
-            axis.axhline(paper[category], color=RED, ls="--", lw=1, label="paper, 65536 updates")
-        axis.set_xscale("symlog", linthresh=25)
-        ticks = sorted(points["updates"].unique())
-        axis.set_xticks(ticks, [str(t) for t in ticks], rotation=90)
-        axis.minorticks_off()
-        axis.set(title=category, xlabel="updates", ylabel="image AUC (%)")
-        axis.grid(axis="y", lw=0.4)
-    axes[0][0].legend()
-    return figure
-
-
-def finetuning_curves(points: pd.DataFrame, paper: dict[tuple[str, str], float]) -> Figure:
-    """AUC against updates of fine-tuning, a panel per category and a line per level; 0 is pretrained.
-
-    Args:
-        points: columns category, level, updates, seed, auc, as `transfer_record.curve` gives them.
-        paper: the paper's fine-tuned AUC by level and category, dashed where it has one.
-    """
-    categories = list(dict.fromkeys(points["category"]))
-    figure, axes = plt.subplots(1, len(categories), figsize=(3 * len(categories), 2.8), squeeze=False)
-    for axis, category in zip(axes[0], categories, strict=True):
-        part = points[points["category"] == category]
-        for level, color in zip(dict.fromkeys(part["level"]), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
-            line = part[part["level"] == level].groupby("updates")["auc"].agg(["mean", "std"])
-            bars = line["std"].fillna(0)
-            axis.errorbar(line.index, line["mean"], bars, fmt="o-", ms=4, color=color, label=level)
-            if (level, category) in paper:
-                axis.axhline(paper[level, category], color=color, ls="--", lw=1, label=f"{level}, paper")
-        axis.set_xscale("symlog", linthresh=25)
-        ticks = sorted(points["updates"].unique())
-        axis.set_xticks(ticks, [str(t) for t in ticks], rotation=90)
-        axis.minorticks_off()
-        axis.set(title=category, xlabel="updates of all layers", ylabel="image AUC (%)")
-        axis.grid(axis="y", lw=0.4)
-    axes[0][-1].legend(loc="lower left", bbox_to_anchor=(1, 0))
     return figure
 
 

@@ -15,6 +15,7 @@ from cplib.study import ExperimentError, curve_runs, load_scores, study_folder
 
 PUBLISHED = Path("results/published/published_results.csv")
 ENSEMBLE = "ensemble_3way"
+PRETRAINED = "_pretrained"  # end of the names of methods without training, whose features know no seed
 GROUPS = ("texture", "object", "all")  # averages over categories, as the paper's tables show them
 
 
@@ -204,17 +205,21 @@ def layout(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     for group, part in table.groupby("group", sort=False):
         part = part.set_index("method")
         ours = part[part["mean"].notna()]
-        rows[group, "ours"] = {m: _cell(*ours.loc[m, ["mean", "stderr", "n"]]) for m in ours.index}
+        rows[group, "ours"] = {m: mean_cell(*ours.loc[m, ["mean", "stderr", "n"]]) for m in ours.index}
         for of, paper in part[part["paper"].notna()].groupby("paper_categories", sort=False):
             source = "paper" if of == "same" else f"paper, {of}"
-            rows[group, source] = {m: _cell(*paper.loc[m, ["paper", "paper_stderr"]]) for m in paper.index}
+            rows[group, source] = {
+                m: mean_cell(*paper.loc[m, ["paper", "paper_stderr"]]) for m in paper.index
+            }
     cells = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(methods)).fillna("")
     cells.index = pd.MultiIndex.from_tuples(cells.index, names=["category", ""])
     return cells
 
 
-def _cell(mean: float, stderr: float, n: float | None = None) -> str:
-    text = f"{mean:.1f}" if np.isnan(stderr) else f"{mean:.1f} ± {stderr:.1f}"
+def mean_cell(mean: float, stderr: float = float("nan"), n: float | None = None, sign: bool = False) -> str:
+    """Mean ± standard error (number of values), as tables show it; a sign for differences."""
+    text = f"{mean:+.1f}" if sign else f"{mean:.1f}"
+    text = text if np.isnan(stderr) else f"{text} ± {stderr:.1f}"
     return text if n is None else f"{text} ({n:.0f})"
 
 
@@ -226,9 +231,7 @@ def to_markdown(cells: pd.DataFrame) -> str:
     return flat.to_markdown(index=False, disable_numparse=True)
 
 
-def compare(
-    aucs: pd.DataFrame, config: Config, better: str, worse: str, table: str = "table1"
-) -> dict[str, object]:
+def compare(aucs: pd.DataFrame, config: Config, better: str, worse: str, *tables: str) -> dict[str, object]:
     """Whether one method beats another on the average over the study's categories.
 
     Returns:
@@ -236,21 +239,30 @@ def compare(
         the same categories (else over all of MVTec AD), and the verdict: "holds" or "does not hold" where
         the difference exceeds two standard errors, else "undecided".
     """
-    rows = beside_paper(summarize(aucs, config), config, table)
+    rows = beside_paper(summarize(aucs, config), config, *tables)
     rows = rows[rows["group"] == "all"].set_index("method")
     if better not in rows.index or worse not in rows.index:
         return {"difference": np.nan, "stderr": np.nan, "paper": np.nan, "verdict": "not run"}
     a, b = rows.loc[better], rows.loc[worse]
     difference = a["mean"] - b["mean"]
-    # the ensemble is one value: the spread is then that of the other side alone. One seed tells no spread
-    errors = [row["stderr"] for row in (a, b) if row.name != ENSEMBLE]
-    stderr = float(np.sqrt(np.square(errors).sum()))
-    if not abs(difference) > 2 * stderr:
-        verdict = "undecided"
-    else:
-        verdict = "holds" if difference > 0 else "does not hold"
+    # One seed tells no spread. What is one value by its nature has none: the spread is that of the other side
+    errors = [row["stderr"] for row in (a, b) if row.name != ENSEMBLE and not row.name.endswith(PRETRAINED)]
+    stderr = float(np.sqrt(np.square(errors).sum())) if errors else np.nan
     paper = a["paper"] - b["paper"]
-    return {"difference": difference, "stderr": stderr, "paper": paper, "verdict": verdict}
+    return {
+        "difference": difference,
+        "stderr": stderr,
+        "paper": paper,
+        "verdict": verdict(difference, stderr),
+    }
+
+
+def verdict(difference: float, stderr: float) -> str:
+    """Whether a difference is above 0: "holds" or "does not hold" beyond two standard errors, else
+    "undecided"."""
+    if not abs(difference) > 2 * stderr:
+        return "undecided"
+    return "holds" if difference > 0 else "does not hold"
 
 
 def compare_by_category(
@@ -268,7 +280,10 @@ def compare_by_category(
 
 
 def curve_points(config: Config) -> pd.DataFrame:
-    """AUC of the runs of the curves that are there: method, category, image_size, updates, seed, auc (%)."""
+    """AUC of the runs of the curves that are there: method, category, image_size, updates, seed, auc (%).
+
+    Every method starts from the untrained network, at 0 updates.
+    """
     rows = []
     for point, method, category, root in curve_runs(config):
         path = root / "runs" / method / category / "scores.csv"
@@ -276,7 +291,8 @@ def curve_points(config: Config) -> pd.DataFrame:
             continue
         by_seed = aucs_of(pd.read_csv(path), config.gde.density)
         size, updates = point.data.image_size, point.train.updates
-        rows += [(method, category, size, updates, seed, auc) for seed, auc in by_seed.items()]
+        methods = [method] if updates else config.curve.methods
+        rows += [(m, category, size, updates, seed, auc) for m in methods for seed, auc in by_seed.items()]
     return pd.DataFrame(rows, columns=["method", "category", "image_size", "updates", "seed", "auc"])
 
 
@@ -290,4 +306,4 @@ def save(table: pd.DataFrame, cells: pd.DataFrame, config: Config, name: str) ->
 
 def mean_and_error(values: pd.Series) -> str:
     """Mean ± standard error (number of values), as tables show it."""
-    return _cell(values.mean(), standard_error(values), len(values)) if len(values) else ""
+    return mean_cell(values.mean(), standard_error(values), len(values)) if len(values) else ""

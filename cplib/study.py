@@ -37,7 +37,8 @@ def curve_runs(config: Config) -> Iterator[tuple[Config, str, str, Path]]:
     """Runs of the curves of AUC against updates, cheapest first: configuration, method, category, root."""
     grid = [(int(s), u) for s, updates in config.curve.updates.items() for u in updates]
     for size, updates in sorted(grid, key=lambda point: point[0] ** 2 * point[1]):
-        for method in config.curve.methods:
+        # without training the methods are one
+        for method in config.curve.methods if updates else ["untrained"]:
             for category in config.categories:
                 point = replace(
                     config,
@@ -47,7 +48,7 @@ def curve_runs(config: Config) -> Iterator[tuple[Config, str, str, Path]]:
                     seeds_of={},
                 )
                 root = study_folder(config) / "curve" / f"{size}px-{updates}"
-                yield point, method if updates else "untrained", category, root
+                yield point, method, category, root
 
 
 def transfer_folder(config: Config, category: str) -> Path:

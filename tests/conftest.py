@@ -14,6 +14,12 @@ from PIL import Image
 
 from cplib.config import Config, DataConfig, GdeConfig, TrainConfig
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest first, so that tests side by side end together."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
 SIZE = 40  # pixels of the tiny category's files
 
 

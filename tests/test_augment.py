@@ -342,7 +342,7 @@ def test_gpu_equals_cpu(name):
 
 
 def test_crops_are_cut_before_they_are_changed():
-    """Section 2.4: each view of the patch model shows a whole crop of its own and all that was done to it."""
+    """Section 2.4: the views of the patch model show one crop, whole, and all that was done to it."""
     images = coded(4, 64)
     still = replace(STILL, patch_jitter=0.0)
     batch, labels = make_batch(images, ("normal", "cutout"), still, seeded(0), crop=16)
@@ -351,14 +351,16 @@ def test_crops_are_cut_before_they_are_changed():
     for image, view in zip(images, views, strict=True):
         places = image.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4)
         assert (places == view).flatten(2).all(2).any()
+    same = (batch[4:] == batch[:4]).all(1)
+    assert (same | (batch[4:] == 0.5).all(1)).all() and (same.float().mean((1, 2)) > 0.8).all()
     # each crop holds all of its cutout: 2 to 15 % of the crop, give or take the rounding to pixels
     changed = (batch[4:] == 0.5).all(1).float().mean((1, 2))
     assert (changed > 0.01).all() and (changed < 0.2).all()
 
 
 def test_crops_reach_every_place():
-    image = torch.arange(12 * 12, dtype=torch.uint8).view(1, 1, 12, 12).expand(1, 3, 12, 12)
-    crops = augment_input(image, STILL, seeded(0), views=500, crop=8)
+    images = torch.arange(12 * 12, dtype=torch.uint8).view(1, 1, 12, 12).expand(500, 3, 12, 12)
+    crops = augment_input(images, STILL, seeded(0), crop=8)
     corners = {int(v) for v in (255 * crops[:, 0, 0, 0]).round()}
     assert corners == {12 * i + j for i in range(5) for j in range(5)}
 

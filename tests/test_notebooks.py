@@ -66,9 +66,15 @@ def test_demo_stage_depends_on_what_draws():
     assert listed == closure({"demo"})
 
 
-def test_transfer_stage_depends_on_all_that_its_module_imports():
-    listed = {Path(d).stem for d in STAGES["transfer"]["deps"] if d.startswith("cplib/")}
-    assert listed == closure({"transfer"}) - {"machine"}
+MODULE_STAGES = {"transfer": "transfer", "sensitivity": "sensitivity", "one_class": "one_class"}
+MODULE_STAGES |= {"study_claims": "claims"}
+
+
+@pytest.mark.parametrize(("stage", "module"), MODULE_STAGES.items())
+def test_stage_depends_on_all_that_its_module_imports(stage, module):
+    assert f"python -m cplib.{module}" in STAGES[stage]["cmd"]
+    listed = {Path(d).stem for d in STAGES[stage]["deps"] if d.startswith("cplib/")}
+    assert listed == closure({module}) - {"machine"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

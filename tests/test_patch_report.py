@@ -147,3 +147,14 @@ def test_heat_maps_share_one_scale_in_a_row():
     low, high = axes[6].images[0].get_clim()
     assert low == -high, "0 is neutral where there are both signs"
     plots.plt.close(figure)
+
+
+def test_hits_tell_heat_on_the_defect_from_heat_beside_it():
+    masks = np.zeros((4, 8, 8), bool)
+    masks[:2, 2:4, 2:4] = True
+    maps = np.random.default_rng(0).uniform(0, 1, (4, 8, 8))
+    maps[0, 2:4, 2:4] = 5  # all of the defect is hot
+    maps[1, 7, 7] = 5  # heat beside it
+    table = patch_report.hits(maps, masks, ["crack", "dent", "good", "good"]).set_index("defect")
+    assert table.loc["crack", ["images", "peak_inside", "found"]].tolist() == [1, 100, 100]
+    assert table.loc["dent", "peak_inside"] == 0 and table.loc["dent", "found"] < 100

@@ -1,0 +1,256 @@
+"""The paper's claims in a row each: what the studies' result files say of them, and a verdict.
+
+A claim is a difference in percent points that the paper says is above 0. Ours is *reproduced* or *not
+reproduced* where it is above or below 0 by more than two standard errors, else *undecided*; *not run* without
+results. Everything is computed from the files that runs wrote.
+
+python -m cplib.claims                              writes results/<study>/claims.csv
+python -m cplib.claims --params params/lite.yaml
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from cplib import config as configuration
+from cplib import one_class, patch_report, record, report, sensitivity, transfer_record
+from cplib.config import Config
+from cplib.study import ExperimentError, study_folder
+
+log = logging.getLogger(__name__)
+
+STUDIES = ("demo", "lite", "paper")
+VERDICTS = {"holds": "reproduced", "does not hold": "not reproduced", "undecided": "undecided"}
+NOT_RUN = "not run"
+
+
+class Effect(NamedTuple):
+    """A difference in percent points and its standard error; both NaN where there are no results."""
+
+    difference: float = np.nan
+    stderr: float = np.nan
+    paper: float = np.nan
+
+
+Measure = Callable[[Config], Effect]
+
+
+class Claim(NamedTuple):
+    """A statement of the paper, where it stands, and what measures it in a study."""
+
+    text: str
+    source: str
+    measure: Measure
+
+
+def _methods(better: str, worse: str, table: str = "table1") -> Measure:
+    """Image AUC of one method less that of another, on the average over the categories of the study."""
+
+    def measure(config: Config) -> Effect:
+        wanted = {better, worse, *(["cutpaste_3way"] if report.ENSEMBLE in (better, worse) else [])}
+        methods = tuple(m for m in config.methods if m in wanted)
+        return _compare(report.seed_aucs(replace(config, methods=methods)), config, better, worse, table)
+
+    return measure
+
+
+def _compare(aucs: pd.DataFrame, config: Config, better: str, worse: str, *tables: str) -> Effect:
+    found = report.compare(aucs, config, better, worse, *tables)
+    return Effect(found["difference"], found["stderr"], found["paper"])
+
+
+def _localization(better: str, worse: str) -> Measure:
+    """Pixel AUC, with the density that section 4.2 chooses for each category."""
+
+    def measure(config: Config) -> Effect:
+        local = replace(config, categories=config.localize.categories)
+        size = config.localize.patch_sizes[0]
+        aucs = patch_report.as_in_paper(patch_report.seed_metrics(config), config, size, "pixel_auc")
+        return _compare(aucs, local, better, worse, *patch_report.PAPER)
+
+    return measure
+
+
+def _transfer(better: str, worse: str) -> Measure:
+    def measure(config: Config) -> Effect:
+        return _compare(transfer_record.aucs(config), config, better, worse, "table3")
+
+    return measure
+
+
+def _synthetic(better: str, worse: str) -> Measure:
+    """AUC on synthetic defects, on the average over their kinds and over the categories of the study."""
+
+    def measure(config: Config) -> Effect:
+        table = pd.read_csv(study_folder(config) / "synthetic" / "scores.csv")
+        by_kind = table.groupby(["method", "kind", "seed"], sort=False)["auc"].mean().mul(100).reset_index()
+        kinds = tuple(dict.fromkeys(by_kind["kind"]))
+        as_categories = replace(config, categories=kinds, textures=())
+        return _compare(by_kind.rename(columns={"kind": "category"}), as_categories, better, worse, "table6")
+
+    return measure
+
+
+def _separability(reference: str, other: str) -> Measure:
+    """AUC that tells one group of representations from another, less the 50 of chance; mean over categories,
+    whose spread gives the error."""
+
+    def measure(config: Config) -> Effect:
+        table = pd.read_csv(study_folder(config) / "tables" / "figure3_separability.csv")
+        rows = (table["reference"] == reference) & (table["other"] == other)
+        values = table.loc[rows & (table["method"] == config.tsne.method), "auc"].dropna() - 50
+        return Effect(values.mean(), report.standard_error(values))
+
+    return measure
+
+
+def _one_class(better: str, worse: str) -> Measure:
+    def measure(config: Config) -> Effect:
+        found, section = one_class.aucs(config), config.one_class
+        aucs = found[found["density"] == section.densities[0]]
+        classes = replace(config, categories=section.classes, textures=())
+        return _compare(aucs, classes, better, worse, "section5.4")
+
+    return measure
+
+
+def _within(factor: str, margin: float, value: str = "") -> Measure:
+    """How far the AUC stays from a loss of `margin` points when a factor leaves its default: at one value, or
+    at the one that loses most."""
+
+    def measure(config: Config) -> Effect:
+        table = sensitivity.summary(sensitivity.aucs(config), config, [factor])
+        if table.empty:
+            return Effect()
+        table = table[~table["is_default"]]
+        table = table[table["value"] == value] if value else table
+        if table.empty:
+            return Effect()
+        worst = table.loc[table["change"].idxmin()]
+        return Effect(worst["change"] + margin, worst["change_stderr"], table["paper_change"].min() + margin)
+
+    return measure
+
+
+CLAIMS = (
+    Claim("CutPaste beats rotation prediction", "Table 1", _methods("cutpaste", "rotation")),
+    Claim("CutPaste beats Cutout", "Table 1", _methods("cutpaste", "cutout")),
+    Claim("CutPaste-Scar beats Scar of a random colour", "Table 1", _methods("cutpaste_scar", "scar")),
+    Claim("CutPaste-Scar beats CutPaste", "Table 1", _methods("cutpaste_scar", "cutpaste")),
+    Claim("3-way beats CutPaste alone", "Table 1", _methods("cutpaste_3way", "cutpaste")),
+    Claim("3-way beats CutPaste-Scar alone", "Table 1", _methods("cutpaste_3way", "cutpaste_scar")),
+    Claim("the ensemble beats a single model", "Table 1", _methods(report.ENSEMBLE, "cutpaste_3way")),
+    Claim("training beats random weights (our control)", "none", _methods("cutpaste_3way", "untrained")),
+    Claim("patch maps beat GradCAM", "4.2", _localization("cutpaste_3way", "gradcam")),
+    Claim(
+        "patch maps beat those of random weights (our control)",
+        "none",
+        _localization("cutpaste_3way", "untrained"),
+    ),
+    Claim(
+        "fine-tuning helps the pretrained network", "Table 3", _transfer("pool_finetuned", "pool_pretrained")
+    ),
+    Claim("early features beat pooled ones", "Table 3", _transfer("level7_pretrained", "pool_pretrained")),
+    Claim("Cutout: the image's mean beats grey", "Table 4", _methods("cutout_mean", "cutout", "table4")),
+    Claim(
+        "Cutout: a random colour beats the mean", "Table 4", _methods("cutout_color", "cutout_mean", "table4")
+    ),
+    Claim("Confetti beats coloured Cutout", "Table 4", _methods("confetti", "cutout_color", "table4")),
+    Claim("CutPaste beats Confetti", "Table 4", _methods("cutpaste", "confetti", "table4")),
+    Claim("the union beats CutPaste-Scar alone", "Table 5", _methods("union", "cutpaste_scar", "table5")),
+    Claim("3-way beats the union", "Table 5", _methods("cutpaste_3way", "union", "table5")),
+    Claim("3-way beats Cutout on synthetic defects", "Table 6", _synthetic("cutpaste_3way", "cutout")),
+    Claim("defects lie apart from normal images", "Figure 3", _separability("normal", "anomalous")),
+    Claim("defects lie apart from CutPaste", "Figure 3", _separability("cutpaste", "anomalous")),
+    Claim("CIFAR-10: rotation beats CutPaste", "5.4", _one_class("rotation", "cutpaste")),
+    Claim("CIFAR-10: CutPaste beats Cutout", "5.4", _one_class("cutpaste", "cutout")),
+    Claim("no learning rate of Table 7 loses 2 points", "Table 7", _within("learning_rate", 2)),
+    Claim("half of the updates lose less than 2 points", "Table 7", _within("updates", 2, "0.5")),
+    Claim("no strength of jitter loses 2 points", "Table 8", _within("patch_jitter", 2)),
+    Claim("no size of the patch loses 2 points", "Table 8", _within("max_area", 2)),
+)
+
+
+def evaluate(config: Config) -> pd.DataFrame:
+    """All claims in one study.
+
+    Returns:
+        Columns claim, source, difference, stderr, paper, verdict; paper is the paper's difference for
+        the same categories where it has them, else over all of its data.
+    """
+    rows = []
+    for claim in CLAIMS:
+        try:
+            effect = claim.measure(config)
+        except (ExperimentError, FileNotFoundError):
+            effect = Effect()
+        verdict = NOT_RUN
+        if not np.isnan(effect.difference):
+            verdict = VERDICTS[report.verdict(effect.difference, effect.stderr)]
+        rows.append((claim.text, claim.source, *effect, verdict))
+    return pd.DataFrame(rows, columns=["claim", "source", "difference", "stderr", "paper", "verdict"])
+
+
+def path(study: str) -> Path:
+    """File of a study's claims."""
+    return Path("results") / study / "claims.csv"
+
+
+def read(studies: Sequence[str] = STUDIES) -> pd.DataFrame:
+    """Claims of several studies, as `main` wrote them: the columns of `evaluate`, and study."""
+    return pd.concat([pd.read_csv(path(s)).assign(study=s) for s in studies], ignore_index=True)
+
+
+def cells(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per claim and a column per study: difference ± standard error, verdict.
+
+    Args:
+        table: as `read` gives it.
+    """
+    shown = table.assign(
+        cell=[
+            NOT_RUN if v == NOT_RUN else f"{report.mean_cell(d, e, sign=True)}, {v}"
+            for d, e, v in zip(table["difference"], table["stderr"], table["verdict"], strict=True)
+        ]
+    )
+    wide = shown.pivot(index="claim", columns="study", values="cell")
+    wide = wide.loc[list(dict.fromkeys(table["claim"])), list(dict.fromkeys(table["study"]))]
+    wide.insert(0, "where", shown.drop_duplicates("claim").set_index("claim")["source"])
+    return wide
+
+
+def count(table: pd.DataFrame) -> pd.DataFrame:
+    """Number of claims by study and verdict; as `read` gives the table."""
+    order = [*VERDICTS.values(), NOT_RUN]
+    counted = table.groupby(["study", "verdict"], sort=False).size().unstack(fill_value=0)
+    return counted.reindex(columns=order, fill_value=0).loc[list(dict.fromkeys(table["study"]))]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = configuration.command_line("cplib.claims", __doc__)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        config = configuration.from_options(options)
+        target = path(config.study)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        table = evaluate(config)
+        record.replace_text(target, table.to_csv(index=False, float_format="%.4f"))
+    except (configuration.ConfigError, OSError) as error:
+        log.error("error: %s", " ".join(str(error).split()))
+        return 1
+    log.info("%s: %s", target, table["verdict"].value_counts().to_dict())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
