@@ -118,6 +118,7 @@ class SyntheticConfig:
     """Synthetic defects on normal test images (section 5.3, table 6), scored by runs of the grid."""
 
     methods: tuple[str, ...] = ("cutout", "cutpaste_3way")
+    seeds: int = 5
     per_image: int = 1
     seed: int = 0
     digits: str = "data/mnist"

@@ -74,7 +74,7 @@ def run(config: Config, fillings: Fillings | None = None) -> pd.DataFrame:
         normal, labels = normal_images(config, category), images.labels.numpy()
         drawn = {kind: defects(config, normal, kind, fillings)[0] for kind in KINDS}
         for method in methods(config):
-            for seed in range(config.n_seeds(method, category)):
+            for seed in range(min(config.n_seeds(method, category), section.seeds)):
                 net = representation.load_network(config, method, category, seed)
                 fitted, test = load_embeddings(study_folder(config), method, category, seed)
                 density = gde.density(config.gde.density).fit(fitted)

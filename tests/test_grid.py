@@ -1,0 +1,163 @@
+"""The grid in slices: order, time, interruption, and what a merge takes and refuses."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cplib import experiment, grid, grid_merge, record
+from cplib.config import CurveConfig, OneClassConfig
+from cplib.grid import Job
+
+ROOT = Path(__file__).parent.parent
+DETECTION = ("detection",)
+
+
+@pytest.fixture
+def study(config, category, tmp_path, monkeypatch):
+    """A tiny study in a folder of its own, to which the test goes."""
+    monkeypatch.chdir(tmp_path)
+    return replace(
+        config, study="s", methods=("untrained", "cutpaste", "cutpaste_3way"), categories=("box",), seeds=2
+    )
+
+
+def test_what_is_worth_most_comes_first(study):
+    study = replace(
+        study,
+        categories=("box", "lid"),
+        seeds_of={"untrained": 3},
+        curve=CurveConfig(("cutpaste_3way",), {"32": (0, 2)}),
+        localize=replace(study.localize, categories=("box",), seeds=1),
+        one_class=OneClassConfig("digits", ("0",)),
+    )
+    todo = grid.jobs(study)
+    assert todo[:4] == [Job("detection", "cutpaste_3way", c, s) for s in (0, 1) for c in ("box", "lid")]
+    others = [(j.method, j.category, j.seed) for j in todo[4:14]]
+    assert others[:4] == [(m, c, 0) for m in ("untrained", "cutpaste") for c in ("box", "lid")]
+    assert others[-2:] == [("untrained", c, 2) for c in ("box", "lid")]
+    parts = list(dict.fromkeys(j.part for j in todo))
+    assert parts == ["detection", "patch", "curve", "transfer", "one_class"]
+    assert len(set(map(str, todo))) == len(todo)
+
+
+def test_without_timm_transfer_is_left_out_and_told(study, monkeypatch, caplog):
+    monkeypatch.setattr(grid.importlib.util, "find_spec", lambda name: None)
+    assert "transfer" not in {j.part for j in grid.jobs(study)} and "pip install timm" in caplog.text
+
+
+def test_jobs_that_write_the_same_files_share_a_place():
+    same = [Job("detection", "cutpaste_3way", "box", 0), Job("detection", "cutpaste_3way", "box", 1)]
+    same += [Job("patch", "cutpaste_3way", "box", 0), Job("sensitivity", "cutpaste_3way", "box")]
+    assert len({grid._place(j) for j in same}) == 1
+    assert grid._place(Job("detection", "cutout", "box", 0)) != grid._place(same[0])
+
+
+@pytest.mark.slow
+def test_slices_give_what_an_uninterrupted_run_gives_and_merge_into_the_study(study, tmp_path, caplog):
+    whole = {m: experiment.run(study, m, "box", tmp_path / "whole") for m in study.methods}
+    started = time.monotonic()
+    counts = grid.run(study, Path("slices"), 8, n_jobs=2, parts=DETECTION)
+    assert counts["left"] >= 1 and time.monotonic() - started < 10
+    counts = grid.run(study, Path("slices"), 500, n_jobs=2, parts=DETECTION)
+    assert counts == {"finished": 6, "failed": 0, "left": 0}
+    # nothing to do: no process starts
+    started = time.monotonic()
+    again = grid.run(study, Path("slices"), 60, parts=DETECTION)
+    assert again["finished"] == 6 and time.monotonic() - started < 5
+
+    assert grid.pack(Path("slices"), Path("home.tar")) < 2e6
+    with tarfile.open("home.tar") as tar:
+        tar.extractall("home", filter="data")
+    assert not list(Path("home").rglob("*.safetensors"))
+    assert grid_merge.merge(study, Path("home")) == 0
+    for method, folder in whole.items():
+        for name in ("scores.csv", "history.csv", "densities.csv"):
+            assert (Path("results/s/runs") / method / "box" / name).read_bytes() == (
+                folder / name
+            ).read_bytes()
+    notes = json.loads(Path("results/s/runs/cutpaste/box/metrics.json").read_text())["seeds"]
+    assert all(n["seconds"] >= 0 and n["device"] for n in notes)
+
+    # part of the seeds: taken, told, and no table's
+    Path("home/results/s/arrays/cutpaste/box/seed1.npz").unlink()
+    for place in ("results/s/runs/cutpaste", "results/s/arrays/cutpaste"):
+        for path in sorted(Path(place).rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+    with caplog.at_level(logging.INFO):
+        assert grid_merge.merge(study, Path("home")) == 0
+    assert "results/s/runs/cutpaste/box: 1 of 2 seeds" in caplog.text
+
+    # of other parameters: refused, and what is there stays
+    before = (
+        Path("results/s/runs/cutout").exists(),
+        Path("results/s/runs/cutpaste/box/scores.csv").read_bytes(),
+    )
+    other = replace(study, train=replace(study.train, learning_rate=0.5))
+    caplog.clear()
+    assert grid_merge.merge(other, Path("home")) == 3
+    assert "seed0.npz: refused, made with other parameters" in caplog.text
+    after = (
+        Path("results/s/runs/cutout").exists(),
+        Path("results/s/runs/cutpaste/box/scores.csv").read_bytes(),
+    )
+    assert before == after
+
+
+def test_results_made_in_another_way_are_not_overwritten(study, caplog):
+    experiment.run(study, "cutpaste", "box", Path("slices/results/s"))
+    folder = Path("results/s/runs/cutpaste/box")
+    folder.mkdir(parents=True)
+    record.add_note(folder, 0, {"fingerprint": "of something else"})
+    before = (folder / "metrics.json").read_text()
+    assert grid_merge.merge(replace(study, methods=("cutpaste",)), Path("slices")) == 1
+    assert "remove it first" in caplog.text and (folder / "metrics.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_killed_slice_leaves_no_process_and_goes_on(study, tmp_path):
+    study = replace(study, methods=("cutpaste",), train=replace(study.train, updates=20))
+    Path("params.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(study.to_dict()))))
+    command = [sys.executable, "-m", "cplib.grid", "--seconds", "120", "--part", "detection"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for seconds in (5, 7):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(1)
+        found = subprocess.run(["pgrep", "-f", f"{tmp_path}.*spawn_main"], capture_output=True, text=True)
+        assert not found.stdout
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "2 finished, 0 failed, 0 left" in done.stderr
+    whole = experiment.run(study, "cutpaste", "box", tmp_path / "whole")
+    scores = Path("slices/results/s/runs/cutpaste/box/scores.csv")
+    assert scores.read_bytes() == (whole / "scores.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_is_told_and_stops_no_other(study, category):
+    for path in (category / "test" / "good").iterdir():
+        path.write_bytes(b"no image")
+    counts = grid.run(replace(study, methods=("cutpaste",), seeds=1), Path("slices"), 60, parts=DETECTION)
+    assert counts == {"finished": 0, "failed": 1, "left": 0}
+    assert "cannot be read as an image" in Path("slices/grid.log").read_text()
+
+
+def test_command_line_tells_what_is_wrong(study, caplog):
+    Path("params.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(study.to_dict()))))
+    assert grid.main(["--out", "slices"]) == 1 and "--seconds: say how long" in caplog.text
+    assert grid.main(["--merge", "nowhere"]) == 1 and "nowhere/results/s: no results" in caplog.text
+    with caplog.at_level(logging.INFO):
+        assert grid.main(["--list"]) == 0
+    assert "detection cutpaste_3way box seed 0" in caplog.text
