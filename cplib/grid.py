@@ -87,7 +87,7 @@ PARTS = ("detection", "patch", "curve", "transfer", "one_class", "sensitivity")
 
 
 def jobs(config: Config, parts: Sequence[str] = PARTS) -> list[Job]:
-    """Jobs of some parts of a study in their order of value, but those that need a package that is missing."""
+    """Jobs of some parts of a study in order of value, but those that need a package that is missing."""
     found = []
     first = [m for m in config.methods if m == FIRST]
     for methods in (first, [m for m in config.methods if m != FIRST]):
