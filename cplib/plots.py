@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
@@ -170,7 +170,8 @@ def heat_maps(
     """Test images in columns; rows: input, outline of the mask, and maps by name.
 
     Each kind of map has one colour scale, taken from all test images of the category: maps with values of
-    both signs are centred on 0, others shown by the square root, which makes squared distances distances.
+    both signs are centred on 0, others are logarithmic from their median on, as the distances of defects
+    differ by orders of magnitude.
 
     Args:
         chosen: indices of test images.
@@ -193,9 +194,9 @@ def heat_maps(
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=7, pad=2)
     for row, values in zip(axes[2:], maps.values(), strict=True):
-        low, high = np.quantile(values, [0.01, 0.999])
-        most = max(-low, high, 1e-12)
-        norm = Normalize(-most, most) if low < 0 else PowerNorm(0.5, low, max(high, low + 1e-12))
+        low, middle, high = np.quantile(values, [0.01, 0.5, 0.999])
+        most, middle = max(-low, high, 1e-12), max(middle, 1e-12)
+        norm = Normalize(-most, most) if low < 0 else LogNorm(middle, max(high, 1.01 * middle), clip=True)
         for axis, k in zip(row, chosen, strict=True):
             shown = axis.imshow(values[k], norm=norm, cmap="RdBu_r" if low < 0 else "viridis")
         figure.colorbar(shown, ax=list(row), pad=0.01, aspect=12).ax.tick_params(labelsize=6)
