@@ -21,7 +21,6 @@ import logging
 import multiprocessing
 import os
 import sys
-import tarfile
 import threading
 import time
 from collections.abc import Sequence
@@ -249,21 +248,6 @@ def _absolute(config: Config, folder: Path) -> Config:
     )
 
 
-def pack(folder: Path, target: Path) -> int:
-    """Write a tar file of a folder of slices without weights and checkpoints; returns its bytes.
-
-    What it leaves out stays in the folder; a run goes on only with the folder.
-    """
-    partial = target.with_name(target.name + ".partial")
-    with tarfile.open(partial, "w") as tar:
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            heavy = path.suffix in (".safetensors", ".checkpoint", ".partial")
-            if not heavy and (folder / "cache") not in path.parents:
-                tar.add(path, path.relative_to(folder))
-    os.replace(partial, target)
-    return target.stat().st_size
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = configuration.command_line("cplib.grid", __doc__)
@@ -274,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
     parser.add_argument("--list", action="store_true", help="show the jobs, in order, and stop")
     parser.add_argument("--pack", type=Path, metavar="FILE", help="write the results of --out to a tar file")
+    parser.add_argument("--weights", action="store_true", help="with --pack: weights too, in half precision")
     parser.add_argument("--merge", type=Path, metavar="FOLDER", help="take such results into results/<study>")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -287,12 +272,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 done = ledger.get(str(job)) == key(config, job)
                 log.info("%s %s", "done" if done else "    ", job)
             return 0
-        if options.merge:
-            from cplib import grid_merge
+        if options.merge or options.pack:
+            from cplib import grid_results  # which imports this module
 
-            return int(grid_merge.merge(config, options.merge) > 0)
-        if options.pack:
-            log.info("%s: %.1f MB", options.pack, pack(options.out, options.pack) / 1e6)
+            if options.merge:
+                return int(grid_results.merge(config, options.merge) > 0)
+            size = grid_results.pack(options.out, options.pack, options.weights)
+            log.info("%s: %.1f MB", options.pack, size / 1e6)
             return 0
         if not options.seconds or options.jobs < 1:
             raise ConfigError("--seconds: say how long to work, and --jobs: at least 1")

@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from cplib import experiment, grid, grid_merge, record
+from cplib import experiment, grid, grid_results, record
 from cplib.config import CurveConfig, OneClassConfig
 from cplib.grid import Job
+from cplib.representation import load_network
 
 ROOT = Path(__file__).parent.parent
 DETECTION = ("detection",)
@@ -64,7 +66,7 @@ def test_jobs_that_write_the_same_files_share_a_place():
 
 @pytest.mark.slow
 def test_slices_give_what_an_uninterrupted_run_gives_and_merge_into_the_study(study, tmp_path, caplog):
-    whole = {m: experiment.run(study, m, "box", tmp_path / "whole") for m in study.methods}
+    whole = {m: experiment.run(study, m, "box", Path("results/w")) for m in study.methods}
     started = time.monotonic()
     counts = grid.run(study, Path("slices"), 8, n_jobs=2, parts=DETECTION)
     assert counts["left"] >= 1 and time.monotonic() - started < 10
@@ -75,11 +77,11 @@ def test_slices_give_what_an_uninterrupted_run_gives_and_merge_into_the_study(st
     again = grid.run(study, Path("slices"), 60, parts=DETECTION)
     assert again["finished"] == 6 and time.monotonic() - started < 5
 
-    assert grid.pack(Path("slices"), Path("home.tar")) < 2e6
+    assert grid_results.pack(Path("slices"), Path("home.tar")) < 2e6
     with tarfile.open("home.tar") as tar:
         tar.extractall("home", filter="data")
     assert not list(Path("home").rglob("*.safetensors"))
-    assert grid_merge.merge(study, Path("home")) == 0
+    assert grid_results.merge(study, Path("home")) == 0
     for method, folder in whole.items():
         for name in ("scores.csv", "history.csv", "densities.csv"):
             assert (Path("results/s/runs") / method / "box" / name).read_bytes() == (
@@ -88,13 +90,24 @@ def test_slices_give_what_an_uninterrupted_run_gives_and_merge_into_the_study(st
     notes = json.loads(Path("results/s/runs/cutpaste/box/metrics.json").read_text())["seeds"]
     assert all(n["seconds"] >= 0 and n["device"] for n in notes)
 
+    # weights, if wanted, in half precision and under the same fingerprint
+    assert grid_results.pack(Path("slices"), Path("heavy.tar"), weights=True) > 4 * 20e6
+    with tarfile.open("heavy.tar") as tar:
+        tar.extractall("heavy", filter="data")
+    assert grid_results.merge(study, Path("heavy")) == 0
+    whole_net, net = (
+        load_network(study, "cutpaste", "box", 0) for study in (replace(study, study="w"), study)
+    )
+    for a, b in zip(whole_net.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
     # part of the seeds: taken, told, and no table's
     Path("home/results/s/arrays/cutpaste/box/seed1.npz").unlink()
     for place in ("results/s/runs/cutpaste", "results/s/arrays/cutpaste"):
         for path in sorted(Path(place).rglob("*"), reverse=True):
             path.unlink() if path.is_file() else path.rmdir()
     with caplog.at_level(logging.INFO):
-        assert grid_merge.merge(study, Path("home")) == 0
+        assert grid_results.merge(study, Path("home")) == 0
     assert "results/s/runs/cutpaste/box: 1 of 2 seeds" in caplog.text
 
     # of other parameters: refused, and what is there stays
@@ -104,7 +117,7 @@ def test_slices_give_what_an_uninterrupted_run_gives_and_merge_into_the_study(st
     )
     other = replace(study, train=replace(study.train, learning_rate=0.5))
     caplog.clear()
-    assert grid_merge.merge(other, Path("home")) == 3
+    assert grid_results.merge(other, Path("home")) == 3
     assert "seed0.npz: refused, made with other parameters" in caplog.text
     after = (
         Path("results/s/runs/cutout").exists(),
@@ -119,7 +132,7 @@ def test_results_made_in_another_way_are_not_overwritten(study, caplog):
     folder.mkdir(parents=True)
     record.add_note(folder, 0, {"fingerprint": "of something else"})
     before = (folder / "metrics.json").read_text()
-    assert grid_merge.merge(replace(study, methods=("cutpaste",)), Path("slices")) == 1
+    assert grid_results.merge(replace(study, methods=("cutpaste",)), Path("slices")) == 1
     assert "remove it first" in caplog.text and (folder / "metrics.json").read_text() == before
 
 

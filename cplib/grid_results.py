@@ -1,5 +1,5 @@
-"""Take the results of slices of the grid into results/<study>, where their fingerprints are those of the
-present parameters, images and sources.
+"""Results of slices of the grid: packed to be copied home, and merged into results/<study> where their
+fingerprints are those of the present parameters, images and sources.
 
 Image-level runs are checked seed by seed: each file of embeddings carries the fingerprint of what made it.
 Runs of which only some seeds are there are taken too; tables leave them out until they are complete. Patch
@@ -12,9 +12,14 @@ import json
 import logging
 import os
 import shutil
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+
+import safetensors
+import safetensors.torch
 
 from cplib import config as configuration
 from cplib import data, experiment, grid, one_class, one_class_data, record, sensitivity
@@ -22,6 +27,37 @@ from cplib.config import Config
 from cplib.study import curve_runs, study_folder
 
 log = logging.getLogger(__name__)
+
+
+def pack(folder: Path, target: Path, weights: bool = False) -> int:
+    """Write a tar file of a folder of slices without checkpoints; returns its bytes.
+
+    What it leaves out stays in the folder; a run goes on only with the folder.
+
+    Args:
+        weights: also those of the networks, in half precision.
+    """
+    partial = target.with_name(target.name + ".partial")
+    with tarfile.open(partial, "w") as tar:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file() and folder / "cache" not in p.parents):
+            if path.suffix == ".safetensors":
+                if weights:
+                    with tempfile.TemporaryDirectory() as place:
+                        tar.add(_halved(path, Path(place)), path.relative_to(folder))
+            elif path.suffix not in (".checkpoint", ".partial"):
+                tar.add(path, path.relative_to(folder))
+    os.replace(partial, target)
+    return target.stat().st_size
+
+
+def _halved(path: Path, place: Path) -> Path:
+    """A copy of a file of weights in half precision, with the same fingerprint."""
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(path)
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    safetensors.torch.save_file(halves, place / path.name, metadata=metadata)
+    return place / path.name
 
 
 def merge(config: Config, folder: Path) -> int:
@@ -87,6 +123,11 @@ def _merge_run(config: Config, method: str, category: str, root: Path, folder: P
             _copy(source, target)
             runs.mkdir(parents=True, exist_ok=True)
             record.add_note(runs, seed, notes.get(seed, {}))
+        weights = source.with_suffix(".safetensors")
+        if record.has_weights(weights, key) and not record.has_weights(
+            target.with_suffix(weights.suffix), key
+        ):
+            _copy(weights, target.with_suffix(weights.suffix))
         taken += 1
     if taken:
         record.write_results(runs, arrays, config, method, images, taken)
@@ -111,7 +152,7 @@ def _merge_whole(config: Config, job: grid.Job, folder: Path) -> int:
         return 1
     for place in places:
         for source in sorted((folder / place).glob("*")):
-            if source.suffix in (".csv", ".json", ".npz"):
+            if source.suffix in (".csv", ".json", ".npz", ".safetensors"):
                 _copy(source, place / source.name)
     log.info("%s: taken", places[0])
     return 0
