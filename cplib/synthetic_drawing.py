@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,9 +74,11 @@ def _find(folder: str) -> Path | None:
 def _read_mnist(path: Path) -> np.ndarray:
     try:
         values = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
-        count, height, width = values[4:16].view(">i4")
+        magic, count, height, width = values[:16].view(">i4")
+        if magic != 2051 or count < 1:
+            raise ValueError(f"magic number {magic}, {count} images")
         return values[16:].reshape(count, height, width)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as images of MNIST ({error})") from None
 
 

@@ -80,9 +80,18 @@ def test_mnist_is_read_where_it_is_and_told_where_it_is_damaged(tmp_path, monkey
     monkeypatch.setenv("CUTPASTE_DATA", str(tmp_path))
     found = Fillings("nowhere/mnist", "nowhere/images")
     assert np.array_equal(found.digits, digits) and "MNIST" in found.sources["digits"]
-    path.write_bytes(b"not gzip")
-    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz: cannot be read"):
-        Fillings("nowhere/mnist", "nowhere/images")
+    whole = gzip.compress(header + digits.tobytes())
+    damaged = {
+        "no gzip": b"not gzip",
+        "cut off": whole[: len(whole) // 2],
+        "a block of no known kind": whole[:10] + b"\xff" * 16 + whole[26:],  # zlib's own error
+        "labels": gzip.compress(np.array([2049, 2], dtype=">i4").tobytes() + bytes(8 + 2 * 28 * 28)),
+        "no image": gzip.compress(np.array([2051, 0, 28, 28], dtype=">i4").tobytes()),
+    }
+    for content in damaged.values():
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz: cannot be read"):
+            Fillings("nowhere/mnist", "nowhere/images")
 
 
 def test_natural_images_come_from_a_folder(tmp_path, make_category):
