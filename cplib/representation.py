@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
 
@@ -51,15 +52,15 @@ def groups(config: Config, method: str, category: str, seed: int = 0) -> dict[st
     """Embeddings (n, 512) by group, of a finished run; `train` holds the normal images it was trained on.
 
     `normal` and `anomalous` are test images. The augmented ones are normal training images, at most
-    `config.tsne.per_group` of each kind.
+    `config.tsne.per_group` of each kind; row k of each is made of the image of row k of `train`.
     """
     net = load_network(config, method, category, seed)
     normal, test = load_embeddings(study_folder(config), method, category, seed)
     root = configuration.data_root(config)
     images = data.load_category(root, category, config.data.image_size, config.data.cache)
     labels = images.labels.numpy()
-    found = {"train": normal, "normal": test[~labels], "anomalous": test[labels]}
     order = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(config.tsne.seed))
+    found = {"train": normal[order.numpy()], "normal": test[~labels], "anomalous": test[labels]}
     source = images.train[order[: config.tsne.per_group]]
     for k, view in enumerate(AUGMENTED):
         changed = augmented(source, view, config, config.tsne.seed + k)
@@ -71,28 +72,44 @@ def separability(found: dict[str, np.ndarray], density: str) -> pd.DataFrame:
     """How well a density of one group tells another from it.
 
     The density is fitted to the reference and scores images of it that it was not fitted to: all of `normal`,
-    whose density is that of the training images; of the others those left out in cross-validation.
+    whose density is that of the training images; of the others those left out in cross-validation. Nor was it
+    fitted to the sources of the images that it scores: near their own source, augmented ones look more normal
+    than normal ones that are new to the density.
+
+    Args:
+        found: as `groups` returns them: rows k of `train` and of the augmented groups belong together.
 
     Returns:
-        Columns reference, other, auc in percent (50: not at all); NaN with fewer than `LEAST` images.
+        Columns reference, other, auc in percent, NaN with fewer than `LEAST` images. Below 50, the other
+        group lies nearer to the centre of the reference than the reference itself: 50 says that the density
+        does not tell them apart, not that nothing does.
     """
     rows = []
     for reference, other in permutations(GROUPS, 2):
         a, b = found[reference], found[other]
         auc = float("nan")
         if min(len(a), len(b)) >= LEAST and len(found["train"]) >= LEAST:
-            auc = 100 * float(np.mean([_auc(*parts, b, density) for parts in _splits(found, reference)]))
+            aucs = [_auc(*parts, density) for parts in _splits(found, reference, other)]
+            auc = 100 * float(np.mean(aucs))
         rows.append((reference, other, auc))
     return pd.DataFrame(rows, columns=["reference", "other", "auc"])
 
 
-def _splits(found: dict[str, np.ndarray], reference: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images of the reference to fit and to score."""
-    if reference == "normal":
-        return [(found["train"], found["normal"])]
-    x = found[reference]
-    parts = KFold(min(5, len(x)), shuffle=True, random_state=0).split(x)
-    return [(x[a], x[b]) for a, b in parts]
+def _splits(
+    found: dict[str, np.ndarray], reference: str, other: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Images of the reference to fit, those of it to score, and those of the other group to score."""
+    a, b = found[reference], found[other]
+    folds = KFold(5, shuffle=True, random_state=0)
+    if reference == "normal" and other in AUGMENTED:
+        for _, part in folds.split(b):
+            yield np.delete(found["train"], part, axis=0), a, b[part]
+    elif reference == "normal":
+        yield found["train"], a, b
+    else:
+        same_sources = reference in AUGMENTED and other in AUGMENTED
+        for rest, part in folds.split(a):
+            yield a[rest], a[part], b[part] if same_sources else b
 
 
 def _auc(fitted: np.ndarray, held_out: np.ndarray, other: np.ndarray, density: str) -> float:

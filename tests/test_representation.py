@@ -34,6 +34,18 @@ def test_separable_groups_are_told_apart_and_equal_ones_are_not():
     assert 35 < table["normal", "cutpaste"] < 65 and 35 < table["cutpaste", "normal"] < 65
 
 
+def test_images_made_of_those_that_were_fitted_are_not_told_apart_by_that():
+    found = clouds(dict.fromkeys(("train", *representation.GROUPS), 0), n=40, d=64)
+    rng = np.random.default_rng(1)
+    for name in representation.AUGMENTED:
+        found[name] = found["train"] + rng.normal(0, 0.001, found["train"].shape)
+    # without shrinkage, and with fewer images than dimensions, the density knows its own images by heart
+    table = representation.separability(found, "ridge").set_index(["reference", "other"])["auc"]
+    for reference in ("normal", "cutpaste", "cutpaste_scar"):
+        for other in representation.AUGMENTED:
+            assert reference == other or 35 < table[reference, other] < 65
+
+
 def test_too_few_images_tell_nothing():
     found = clouds(dict.fromkeys(("train", *representation.GROUPS), 1))
     found["anomalous"] = found["anomalous"][:5]
