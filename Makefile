@@ -9,9 +9,7 @@ export DVC_NO_ANALYTICS := 1
 READY := $(VENV)/.ready
 # `make repro` does so many runs side by side: one where they share a GPU, else one for each core, of which
 # training uses no more anyway (train.threads)
-CORES := $(shell nproc)
-JOBS ?= $(if $(shell command -v nvidia-smi),1,$(CORES))
-THREADS := $(shell expr $(CORES) / $(JOBS) \| 1)
+JOBS ?= $(if $(shell command -v nvidia-smi),1,$(shell nproc))
 
 .PHONY: help setup repro test quick lint lab benchmark preset lock
 
@@ -31,12 +29,7 @@ repro: $(READY)  ## Run the study of params.yaml (demo data by default) with DVC
 	@if [ -n "$$CUTPASTE_DATA" ]; then for d in "$$CUTPASTE_DATA"/*/; do \
 	    test -e "data/$$(basename "$$d")" || { mkdir -p data; ln -s "$$d" "data/$$(basename "$$d")"; }; done; fi
 	@if [ -n "$$CUTPASTE_WEIGHTS" ]; then ln -sf "$$CUTPASTE_WEIGHTS"/*.safetensors weights/; fi
-	dvc repro demo_data clean
-	@for wave in 'experiment@' 'patch_experiment@|auc_against_updates$$|augmentations$$|(transfer|sensitivity|one_class)@' \
-	    'table|figure|cifar10'; do \
-	    dvc stage list --name-only | grep -E "^($$wave)" | tac | OMP_NUM_THREADS=$(THREADS) \
-	    xargs -P $(JOBS) -I{} dvc --wait-for-lock repro -s {} || exit 1; done
-	dvc repro
+	JOBS=$(JOBS) bash notebooks/repro.sh
 
 # as many tests side by side as there are cores, each on one thread: more would only wait for each other
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile

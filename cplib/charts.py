@@ -110,7 +110,7 @@ def sensitivity(found: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     """
     factors = list(dict.fromkeys(summary["factor"]))
     rows = -(-len(factors) // 4)
-    figure, axes = plt.subplots(rows, 4, figsize=(11, 2.7 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, 4, figsize=(11, 2.7 * rows), sharey=True, squeeze=False)
     colors = dict(zip(dict.fromkeys(found["category"]), (BLUE, ORANGE, GREEN, PURPLE) * 4, strict=False))
     for axis, factor in zip(axes.flat, factors, strict=False):
         of_all, part = summary[summary["factor"] == factor], found[found["factor"] == factor]

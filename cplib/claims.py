@@ -10,6 +10,7 @@ python -m cplib.claims --params params/lite.yaml
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -99,14 +100,17 @@ def _synthetic(better: str, worse: str) -> Measure:
     return measure
 
 
-def _separability(reference: str, other: str) -> Measure:
-    """AUC that tells one group of representations from another, less the 50 of chance; mean over categories,
-    whose spread gives the error."""
+def _separability(first: str, second: str, control: bool = False) -> Measure:
+    """AUC that tells two groups of representations apart, less the 50 of chance or that of random weights;
+    mean over categories, whose spread gives the error."""
 
     def measure(config: Config) -> Effect:
         table = pd.read_csv(study_folder(config) / "tables" / "figure3_separability.csv")
-        rows = (table["reference"] == reference) & (table["other"] == other)
-        values = table.loc[rows & (table["method"] == config.tsne.method), "auc"].dropna() - 50
+        pair = table[(table["first"] == first) & (table["second"] == second)]
+        by_method = pair.pivot(index="method", columns="category", values="auc").dropna(axis=1)
+        if config.tsne.method not in by_method.index or (control and "untrained" not in by_method.index):
+            return Effect()
+        values = by_method.loc[config.tsne.method] - (by_method.loc["untrained"] if control else 50)
         return Effect(values.mean(), report.standard_error(values))
 
     return measure
@@ -169,7 +173,12 @@ CLAIMS = (
     Claim("3-way beats the union", "Table 5", _methods("cutpaste_3way", "union", "table5")),
     Claim("3-way beats Cutout on synthetic defects", "Table 6", _synthetic("cutpaste_3way", "cutout")),
     Claim("defects lie apart from normal images", "Figure 3", _separability("normal", "anomalous")),
-    Claim("defects lie apart from CutPaste", "Figure 3", _separability("cutpaste", "anomalous")),
+    Claim("defects lie apart from CutPaste", "Figure 3", _separability("anomalous", "cutpaste")),
+    Claim(
+        "defects lie further from normal images than with random weights (our control)",
+        "none",
+        _separability("normal", "anomalous", control=True),
+    ),
     Claim("one class against others: rotation beats CutPaste", "5.4", _one_class("rotation", "cutpaste")),
     Claim("one class against others: CutPaste beats Cutout", "5.4", _one_class("cutpaste", "cutout")),
     Claim("no learning rate of Table 7 loses 2 points", "Table 7", _within("learning_rate", 2)),
@@ -237,19 +246,14 @@ def count(table: pd.DataFrame) -> pd.DataFrame:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = configuration.command_line("cplib.claims", __doc__)
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        config = configuration.from_options(options)
-        target = path(config.study)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        table = evaluate(config)
-        record.replace_text(target, table.to_csv(index=False, float_format="%.4f"))
-    except (configuration.ConfigError, OSError) as error:
-        log.error("error: %s", " ".join(str(error).split()))
-        return 1
+    return configuration.run_command(parser, arguments, _command, ())
+
+
+def _command(options: argparse.Namespace, config: Config) -> None:
+    target, table = path(config.study), evaluate(config)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    record.replace_text(target, table.to_csv(index=False, float_format="%.4f"))
     log.info("%s: %s", target, table["verdict"].value_counts().to_dict())
-    return 0
 
 
 if __name__ == "__main__":

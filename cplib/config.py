@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import logging
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ __all__ = [
     "data_root",
     "from_options",
     "load",
+    "run_command",
 ]
+
+log = logging.getLogger(__name__)
 
 
 def load(path: str | Path = "params.yaml", overrides: Mapping[str, Any] | None = None) -> Config:
@@ -95,6 +99,32 @@ def from_options(options: argparse.Namespace) -> Config:
     """The parameter file that the command line names, with its changes; raises as `load`."""
     overrides = dict(item.split("=", 1) if "=" in item else (item, "") for item in options.set)
     return load(options.params, overrides)
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    do: Callable[[argparse.Namespace, Config], int | None],
+    errors: tuple[type[Exception], ...],
+) -> int:
+    """Parse the command line, load the parameters and do what it asks for.
+
+    Args:
+        parser: as `command_line` made it, with the command's own options.
+        arguments: by default those of the process.
+        do: given the options and the parameters; returns the exit status, None for 0.
+        errors: these, and errors of files, say themselves what is wrong: one line, and exit status 1.
+
+    Returns:
+        The exit status.
+    """
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        return do(options, from_options(options)) or 0
+    except (ConfigError, OSError, *errors) as error:
+        log.error("error: %s", " ".join(str(error).split()))
+        return 1
 
 
 def data_root(config: Config) -> Path:

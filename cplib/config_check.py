@@ -108,7 +108,7 @@ def _check_localize(local: LocalizeConfig, need: Callable[[bool, str, Any, str],
     for patch in local.patch_sizes:
         need(16 <= patch <= size, "localize.patch_sizes", patch, f"from 16 to localize.image_size, {size}")
         # else the patches would miss a margin at the right and below
-        exact = f"a divisor of image_size - patch size, {size - patch}"
+        exact = f"a divisor of {size - patch}, localize.image_size less localize.patch_sizes"
         need((size - patch) % stride == 0, "localize.stride", stride, exact)
     need(1 <= seeds <= 2**12, "localize.seeds", seeds, f"between 1 and {2**12}")
     need(0 <= local.updates < 2**20, "localize.updates", local.updates, "from 0 to 1048575")

@@ -7,6 +7,7 @@ Its results go to the folder of the study, as cplib.study describes.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import logging
@@ -20,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
+from torch import nn
 
 from cplib import augment, color, data, gde, machine, model, patches, record, train
 from cplib import config as configuration
-from cplib.config import Config, ConfigError
+from cplib.config import Config, ConfigError, TrainConfig
 from cplib.study import ExperimentError, curve_runs, study_folder
 
 log = logging.getLogger(__name__)
@@ -131,6 +134,40 @@ def fingerprint(config: Config, method: str, digest: str, seed: int) -> str:
     return record.fingerprint(parts, TRAINING_MODULES)
 
 
+def build_network(
+    settings: TrainConfig, method: str, seed: int, device: torch.device | None = None
+) -> nn.Module:
+    """The network of a method as training starts from it, in evaluation mode."""
+    options = (settings.head_layers, settings.normalize, settings.stem)
+    net = model.build(len(METHODS[method]), seed, *options).to(device)
+    return (net.to(memory_format=torch.channels_last) if settings.channels_last else net).eval()
+
+
+def load_network(
+    config: Config,
+    method: str,
+    category: str,
+    seed: int,
+    root: Path | None = None,
+    device: torch.device | None = None,
+) -> nn.Module:
+    """The network that a finished run left, in evaluation mode.
+
+    Args:
+        root: folder of results; by default that of the study.
+
+    Raises:
+        ExperimentError: no such weights; says how to get them.
+    """
+    path = (root or study_folder(config)) / "arrays" / method / category / f"seed{seed}.safetensors"
+    if not path.exists():
+        command = f"python -m cplib.experiment --method {method} --category {category}"
+        raise ExperimentError(f"{path}: not there; run {command}")
+    net = build_network(config.train, method, seed, device)
+    net.load_state_dict(safetensors.torch.load_file(path))
+    return net
+
+
 def is_finished(path: Path, key: str, with_weights: bool) -> bool:
     """Whether a seed's arrays, and its weights if wanted, are there and carry this fingerprint."""
     if not record.has_arrays(path, key):
@@ -184,23 +221,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--method", action="append", choices=METHODS, help="default: all of the grid")
     parser.add_argument("--category", action="append", help="default: all of the grid")
     parser.add_argument("--curve", action="store_true", help="the runs of AUC against updates")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        config = configuration.from_options(options)
-        if options.curve:
-            _check_grid(config, config.curve.methods, config.categories)
-            run_curve(config)
-            return 0
-        methods, categories = options.method or config.methods, options.category or config.categories
-        _check_grid(config, methods, categories)
-        for category in categories:
-            for method in methods:
-                _log_result(run(config, method, category), config.gde.density)
-    except (*ERRORS, OSError) as error:
-        log.error("error: %s", " ".join(str(error).split()))
-        return 1
-    return 0
+    return configuration.run_command(parser, arguments, _command, ERRORS)
+
+
+def _command(options: argparse.Namespace, config: Config) -> None:
+    if options.curve:
+        _check_grid(config, config.curve.methods, config.categories)
+        run_curve(config)
+        return
+    methods, categories = options.method or config.methods, options.category or config.categories
+    _check_grid(config, methods, categories)
+    for category in categories:
+        for method in methods:
+            _log_result(run(config, method, category), config.gde.density)
 
 
 def _check_grid(config: Config, methods: Sequence[str], categories: Sequence[str]) -> None:

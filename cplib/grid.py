@@ -15,6 +15,7 @@ Copy the whole folder of a slice to go on elsewhere.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import logging
@@ -260,34 +261,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pack", type=Path, metavar="FILE", help="write the results of --out to a tar file")
     parser.add_argument("--weights", action="store_true", help="with --pack: weights too, in half precision")
     parser.add_argument("--merge", type=Path, metavar="FOLDER", help="take such results into results/<study>")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        if options.data:
-            options.set.append(f"data.root={options.data}")
-        config, parts = configuration.from_options(options), options.part or PARTS
-        if options.list:
-            ledger = finished(options.out)
-            for job in jobs(config, parts):
-                done = ledger.get(str(job)) == key(config, job)
-                log.info("%s %s", "done" if done else "    ", job)
-            return 0
-        if options.merge or options.pack:
-            from cplib import grid_results  # which imports this module
+    return configuration.run_command(parser, arguments, _command, experiment.ERRORS)
 
-            if options.merge:
-                return int(grid_results.merge(config, options.merge) > 0)
-            size = grid_results.pack(options.out, options.pack, options.weights)
-            log.info("%s: %.1f MB", options.pack, size / 1e6)
-            return 0
-        if not options.seconds or options.jobs < 1:
-            raise ConfigError("--seconds: say how long to work, and --jobs: at least 1")
-        for category in config.categories:
-            data.category_folder(configuration.data_root(config), category)
-        counts = run(config, options.out, options.seconds, options.jobs, parts)
-    except (*experiment.ERRORS, OSError) as error:
-        log.error("error: %s", " ".join(str(error).split()))
-        return 1
+
+def _command(options: argparse.Namespace, config: Config) -> int | None:
+    parts = options.part or PARTS
+    if options.data:
+        config = replace(config, data=replace(config.data, root=options.data))
+    if options.list:
+        ledger = finished(options.out)
+        for job in jobs(config, parts):
+            done = ledger.get(str(job)) == key(config, job)
+            log.info("%s %s", "done" if done else "    ", job)
+        return None
+    if options.merge or options.pack:
+        from cplib import grid_results  # which imports this module
+
+        if options.merge:
+            return int(grid_results.merge(config, options.merge) > 0)
+        size = grid_results.pack(options.out, options.pack, options.weights)
+        log.info("%s: %.1f MB", options.pack, size / 1e6)
+        return None
+    if not options.seconds or options.jobs < 1:
+        raise ConfigError("--seconds: say how long to work, and --jobs: at least 1")
+    for category in config.categories:
+        data.category_folder(configuration.data_root(config), category)
+    counts = run(config, options.out, options.seconds, options.jobs, parts)
     log.info("%s: %s", options.out, ", ".join(f"{n} {name}" for name, n in counts.items()))
     return int(counts["failed"] > 0)
 

@@ -7,6 +7,7 @@ results/<study>/one_class/<class>/{runs,arrays}/<method>/<class>/    one run, as
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -167,21 +168,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--class", action="append", dest="classes", help="normal class; default: all of one_class.classes"
     )
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        config = configuration.from_options(options)
-        classes = options.classes or config.one_class.classes
-        check(config, classes)
-        for name in classes:
-            run(config, name)
-            found = aucs(replace(config, one_class=replace(config.one_class, classes=(name,))))
-            for key, part in found.groupby(["method", "density"], sort=False):
-                log.info("%s, %s, %s: AUC %s", name, *key, report.mean_and_error(part["auc"]))
-    except (*experiment.ERRORS, OSError) as error:
-        log.error("error: %s", " ".join(str(error).split()))
-        return 1
-    return 0
+    return configuration.run_command(parser, arguments, _command, experiment.ERRORS)
+
+
+def _command(options: argparse.Namespace, config: Config) -> None:
+    classes = options.classes or config.one_class.classes
+    check(config, classes)
+    for name in classes:
+        run(config, name)
+        found = aucs(replace(config, one_class=replace(config.one_class, classes=(name,))))
+        for key, part in found.groupby(["method", "density"], sort=False):
+            log.info("%s, %s, %s: AUC %s", name, *key, report.mean_and_error(part["auc"]))
 
 
 if __name__ == "__main__":

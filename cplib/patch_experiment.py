@@ -8,6 +8,7 @@ on from there; what is finished is not made again while parameters, images and s
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib.util
 import json
@@ -22,9 +23,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from torch import nn
 
-from cplib import augment, data, experiment, gde, localize, machine, model, patch_record, record, train
+from cplib import augment, data, experiment, gde, localize, machine, patch_record, record, train
 from cplib import config as configuration
 from cplib.config import Config
 from cplib.patch_record import ENCODERS, METHOD, maps_path
@@ -75,7 +75,7 @@ def run(config: Config, category: str, root: Path | None = None, device: torch.d
                 _train(config, normal, path, key, size, seed)
                 seconds["train"] = time.perf_counter() - started
             for encoder in wanted:
-                net = _untrained(training, seed, device)
+                net = experiment.build_network(training, METHOD, seed, device)
                 if encoder == "trained":
                     net.load_state_dict(safetensors.torch.load_file(path))
                 started = time.perf_counter()
@@ -178,13 +178,6 @@ def _train(config: Config, normal: torch.Tensor, path: Path, key: str, size: int
         old.unlink()
 
 
-def _untrained(training: configuration.TrainConfig, seed: int, device: torch.device) -> nn.Module:
-    """The control: the same network with the random weights that training started from."""
-    classes = len(augment.TASKS[METHOD])
-    net = model.build(classes, seed, training.head_layers, training.normalize, training.stem).to(device)
-    return (net.to(memory_format=torch.channels_last) if training.channels_last else net).eval()
-
-
 def _gradcam(
     config: Config, images: data.Category, root: Path, arrays: Path, device: torch.device
 ) -> list[tuple[int, np.ndarray]]:
@@ -215,8 +208,7 @@ def _gradcam(
         }
         key = record.fingerprint(parts, (gradcam, gde))
         if not record.has_arrays(path, key):
-            net = _untrained(config.train, seed, device)
-            net.load_state_dict(safetensors.torch.load_file(folder / f"seed{seed}.safetensors"))
+            net = experiment.load_network(config, METHOD, images.name, seed, root, device)
             score = gradcam.logit_score
             if config.localize.cam_target == "density":
                 with np.load(folder / f"seed{seed}.npz") as file:
@@ -233,23 +225,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = configuration.command_line("cplib.patch_experiment", __doc__)
     parser.add_argument("--category", action="append", help="default: all of localize.categories")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        config = configuration.from_options(options)
-        categories = options.category or config.localize.categories
-        if not categories:
-            raise configuration.ConfigError("localize.categories: none given")
-        for category in categories:
-            load_images(config, category)  # bad input shows before hours of training
-        for category in categories:
-            folder = run(config, category)
-            shown = patch_record.headline(folder, config.localize.density(category))
-            log.info("%s: %s", folder, shown)
-    except (*experiment.ERRORS, OSError) as error:
-        log.error("error: %s", " ".join(str(error).split()))
-        return 1
-    return 0
+    return configuration.run_command(parser, arguments, _command, experiment.ERRORS)
+
+
+def _command(options: argparse.Namespace, config: Config) -> None:
+    categories = options.category or config.localize.categories
+    if not categories:
+        raise configuration.ConfigError("localize.categories: none given")
+    for category in categories:
+        load_images(config, category)  # bad input shows before hours of training
+    for category in categories:
+        folder = run(config, category)
+        shown = patch_record.headline(folder, config.localize.density(category))
+        log.info("%s: %s", folder, shown)
 
 
 if __name__ == "__main__":

@@ -177,6 +177,24 @@ def hits(maps: np.ndarray, masks: np.ndarray, defects: Sequence[str]) -> pd.Data
     return pd.DataFrame(rows, columns=["defect", "images", "peak_inside", "found"])
 
 
+def pixel_auc_against(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    """Pixel AUC in percent with the normal pixels of either kind of image alone: what is below 100 on *normal
+    images* are false alarms and misses, what is lower on *defective images* is heat beside the defects.
+
+    Args:
+        maps: (m, height, width) of all test images.
+        masks: (m, height, width) bool.
+    """
+    defective = masks.any((1, 2))
+    found, normal = maps[masks], maps[~defective].ravel()
+    values = np.concatenate([found, normal])[None, None]
+    is_found = (np.arange(len(found) + len(normal)) < len(found))[None, None]
+    return {
+        "normal images": 100 * pixels.auroc(values, is_found) if len(normal) else np.nan,
+        "defective images": 100 * pixels.auroc(maps[defective], masks[defective]),
+    }
+
+
 def telling_images(scores: pd.DataFrame, density: str, n: int = 10) -> list[int]:
     """Test images that show most: of each kind of defect in turn the one with the highest score, then two
     anomalous ones with the lowest and two normal ones with the highest scores.

@@ -257,6 +257,12 @@ def compare(aucs: pd.DataFrame, config: Config, better: str, worse: str, *tables
     }
 
 
+def comparison_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `compare` as tables show them: differences with a sign, the error without."""
+    cells = table.map(lambda v: v if isinstance(v, str) else "" if pd.isna(v) else f"{v:+.1f}")
+    return cells.assign(stderr=["" if pd.isna(e) else f"{e:.1f}" for e in table["stderr"]])
+
+
 def verdict(difference: float, stderr: float) -> str:
     """Whether a difference is above 0: "holds" or "does not hold" beyond two standard errors, else
     "undecided"."""

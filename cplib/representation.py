@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import permutations
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import KFold
-from torch import Tensor, nn
+from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor
 
-from cplib import augment, data, experiment, gde, model, train
+from cplib import augment, data, experiment, gde, train
 from cplib import config as configuration
 from cplib.config import Config
-from cplib.study import ExperimentError, load_embeddings, study_folder
+from cplib.study import load_embeddings, study_folder
 
 GROUPS = ("normal", "anomalous", "cutpaste", "cutpaste_scar")
 AUGMENTED = GROUPS[2:]
-LEAST = 8  # images of a group, for an AUC
-
-
-def load_network(config: Config, method: str, category: str, seed: int) -> nn.Module:
-    """The network that a run of the grid left, in evaluation mode, on the CPU.
-
-    Raises:
-        ExperimentError: no such weights; says how to get them.
-    """
-    path = study_folder(config) / "arrays" / method / category / f"seed{seed}.safetensors"
-    if not path.exists():
-        command = f"python -m cplib.experiment --method {method} --category {category}"
-        raise ExperimentError(f"{path}: not there; run {command}")
-    settings = config.train
-    n_classes = len(experiment.METHODS[method])
-    net = model.build(n_classes, seed, settings.head_layers, settings.normalize, settings.stem)
-    net.load_state_dict(safetensors.torch.load_file(path))
-    return (net.to(memory_format=torch.channels_last) if settings.channels_last else net).eval()
+LEAST = 10  # images of a group, for an AUC
 
 
 def augmented(images: Tensor, view: str, config: Config, seed: int) -> Tensor:
@@ -49,73 +31,56 @@ def augmented(images: Tensor, view: str, config: Config, seed: int) -> Tensor:
 
 
 def groups(config: Config, method: str, category: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """Embeddings (n, 512) by group, of a finished run; `train` holds the normal images it was trained on.
+    """Embeddings (n, 512) of `GROUPS`, of a finished run.
 
     `normal` and `anomalous` are test images. The augmented ones are normal training images, at most
-    `config.tsne.per_group` of each kind; row k of each is made of the image of row k of `train`.
+    `config.tsne.per_group`; row k of both kinds is made of the same image.
     """
-    net = load_network(config, method, category, seed)
-    normal, test = load_embeddings(study_folder(config), method, category, seed)
+    net = experiment.load_network(config, method, category, seed)
+    _, test = load_embeddings(study_folder(config), method, category, seed)
     root = configuration.data_root(config)
     images = data.load_category(root, category, config.data.image_size, config.data.cache)
     labels = images.labels.numpy()
+    found = {"normal": test[~labels].astype(np.float32), "anomalous": test[labels].astype(np.float32)}
     order = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(config.tsne.seed))
-    found = {"train": normal[order.numpy()], "normal": test[~labels], "anomalous": test[labels]}
     source = images.train[order[: config.tsne.per_group]]
     for k, view in enumerate(AUGMENTED):
         changed = augmented(source, view, config, config.tsne.seed + k)
         found[view] = train.embed(net, changed, config.train).numpy()
-    return {name: values.astype(np.float32) for name, values in found.items()}
+    return found
 
 
-def separability(found: dict[str, np.ndarray], density: str) -> pd.DataFrame:
-    """How well a density of one group tells another from it.
-
-    The density is fitted to the reference and scores images of it that it was not fitted to: all of `normal`,
-    whose density is that of the training images; of the others those left out in cross-validation. Nor was it
-    fitted to the sources of the images that it scores: near their own source, augmented ones look more normal
-    than normal ones that are new to the density.
+def separability(found: dict[str, np.ndarray]) -> pd.DataFrame:
+    """How far each two groups lie apart: AUC of a linear discriminant, with Ledoit-Wolf shrinkage, on images
+    that it was not fitted to (five folds). A density of one group would only say whether the other lies
+    outside it.
 
     Args:
-        found: as `groups` returns them: rows k of `train` and of the augmented groups belong together.
+        found: as `groups` gives them; folds are disjoint by source image.
 
     Returns:
-        Columns reference, other, auc in percent, NaN with fewer than `LEAST` images. Below 50, the other
-        group lies nearer to the centre of the reference than the reference itself: 50 says that the density
-        does not tell them apart, not that nothing does.
+        Columns first, second, auc in percent (50: not at all); NaN with fewer than `LEAST` images.
     """
     rows = []
-    for reference, other in permutations(GROUPS, 2):
-        a, b = found[reference], found[other]
-        auc = float("nan")
-        if min(len(a), len(b)) >= LEAST and len(found["train"]) >= LEAST:
-            aucs = [_auc(*parts, density) for parts in _splits(found, reference, other)]
-            auc = 100 * float(np.mean(aucs))
-        rows.append((reference, other, auc))
-    return pd.DataFrame(rows, columns=["reference", "other", "auc"])
+    for first, second in combinations(GROUPS, 2):
+        parts = [gde.normalized(found[name]) for name in (first, second)]
+        same_sources, auc = {first, second} == set(AUGMENTED), np.nan
+        if min(map(len, parts)) >= LEAST:
+            auc = 100 * _discriminant_auc(*parts, same_sources)
+        rows.append((first, second, auc))
+    return pd.DataFrame(rows, columns=["first", "second", "auc"])
 
 
-def _splits(
-    found: dict[str, np.ndarray], reference: str, other: str
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Images of the reference to fit, those of it to score, and those of the other group to score."""
-    a, b = found[reference], found[other]
-    folds = KFold(5, shuffle=True, random_state=0)
-    if reference == "normal" and other in AUGMENTED:
-        for _, part in folds.split(b):
-            yield np.delete(found["train"], part, axis=0), a, b[part]
-    elif reference == "normal":
-        yield found["train"], a, b
-    else:
-        same_sources = reference in AUGMENTED and other in AUGMENTED
-        for rest, part in folds.split(a):
-            yield a[rest], a[part], b[part] if same_sources else b
-
-
-def _auc(fitted: np.ndarray, held_out: np.ndarray, other: np.ndarray, density: str) -> float:
-    scorer = gde.density(density).fit(fitted)
-    scores = np.concatenate([scorer.score_samples(held_out), scorer.score_samples(other)])
-    return float(roc_auc_score([0] * len(held_out) + [1] * len(other), scores))
+def _discriminant_auc(a: np.ndarray, b: np.ndarray, same_sources: bool) -> float:
+    x, y = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
+    sources = np.concatenate([np.arange(len(a)), np.arange(len(b)) + (0 if same_sources else len(a))])
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0).split(x, y, sources)
+    discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    aucs = [
+        roc_auc_score(y[held_out], discriminant.fit(x[rest], y[rest]).decision_function(x[held_out]))
+        for rest, held_out in folds
+    ]
+    return float(np.mean(aucs))
 
 
 def tsne(found: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarray]:

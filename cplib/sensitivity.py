@@ -9,6 +9,7 @@ results/<study>/arrays/sensitivity/<category>/<factor>=<value>/    the runs; the
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -235,21 +236,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = configuration.command_line("cplib.sensitivity", __doc__)
     parser.add_argument("--category", action="append", help="default: all of sensitivity.categories")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        config = configuration.from_options(options)
-        categories = options.category or config.sensitivity.categories
-        if not categories:
-            raise ConfigError("sensitivity.categories: none given")
-        for category in categories:
-            data.category_folder(configuration.data_root(config), category)
-        for category in categories:
-            log.info("%s", run(config, category))
-    except (*experiment.ERRORS, OSError) as error:
-        log.error("error: %s", " ".join(str(error).split()))
-        return 1
-    return 0
+    return configuration.run_command(parser, arguments, _command, experiment.ERRORS)
+
+
+def _command(options: argparse.Namespace, config: Config) -> None:
+    categories = options.category or config.sensitivity.categories
+    if not categories:
+        raise ConfigError("sensitivity.categories: none given")
+    for category in categories:
+        data.category_folder(configuration.data_root(config), category)
+    for category in categories:
+        log.info("%s", run(config, category))
 
 
 if __name__ == "__main__":

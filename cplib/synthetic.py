@@ -9,6 +9,7 @@ The AUC is that of normal test images against the same with a defect, the same f
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cplib import config as configuration
-from cplib import data, experiment, gde, record, report, representation, train
+from cplib import data, experiment, gde, record, report, train
 from cplib.config import Config
 from cplib.study import load_embeddings, study_folder
 from cplib.synthetic_drawing import KINDS, Fillings, draw
@@ -38,19 +39,17 @@ def methods(config: Config) -> list[str]:
     return [*config.synthetic.methods, *([CONTROL] if CONTROL in config.methods else [])]
 
 
-def normal_images(config: Config, category: str) -> Tensor:
-    """Normal test images (n, 3, size, size) uint8 of a category."""
-    root = configuration.data_root(config)
-    images = data.load_category(root, category, config.data.image_size, config.data.cache)
-    if images.labels.all():
-        raise data.DataError(f"{root / category}: no normal test images to draw defects on")
-    return images.test[~images.labels]
+def defects(
+    config: Config, category: str, normal: Tensor, kind: str, fillings: Fillings
+) -> tuple[Tensor, Tensor]:
+    """Each normal test image `synthetic.per_image` times with a defect, and the masks.
 
-
-def defects(config: Config, normal: Tensor, kind: str, fillings: Fillings) -> tuple[Tensor, Tensor]:
-    """Each normal image `synthetic.per_image` times with a defect, and the masks."""
-    repeated = normal.repeat(config.synthetic.per_image, 1, 1, 1)
-    return draw(repeated, kind, config.augment, fillings, config.synthetic.seed)
+    Args:
+        normal: (n, 3, size, size) uint8, normal test images of the category, in order from the first.
+    """
+    repeats = range(config.synthetic.per_image)
+    keys = [f"{config.synthetic.seed} {category} {k} {r}" for r in repeats for k in range(len(normal))]
+    return draw(normal.repeat(len(repeats), 1, 1, 1), kind, config.augment, fillings, keys)
 
 
 def run(config: Config, fillings: Fillings | None = None) -> pd.DataFrame:
@@ -71,11 +70,14 @@ def run(config: Config, fillings: Fillings | None = None) -> pd.DataFrame:
     for category in bar:
         root = configuration.data_root(config)
         images = data.load_category(root, category, config.data.image_size, config.data.cache)
-        normal, labels = normal_images(config, category), images.labels.numpy()
-        drawn = {kind: defects(config, normal, kind, fillings)[0] for kind in KINDS}
+        labels = images.labels.numpy()
+        if labels.all():
+            raise data.DataError(f"{root / category}: no normal test images to draw defects on")
+        normal = images.test[~images.labels]
+        drawn = {kind: defects(config, category, normal, kind, fillings)[0] for kind in KINDS}
         for method in methods(config):
             for seed in range(min(config.n_seeds(method, category), section.seeds)):
-                net = representation.load_network(config, method, category, seed)
+                net = experiment.load_network(config, method, category, seed)
                 fitted, test = load_embeddings(study_folder(config), method, category, seed)
                 density = gde.density(config.gde.density).fit(fitted)
                 low = density.score_samples(test[~labels])
@@ -135,16 +137,12 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = configuration.command_line("cplib.synthetic", __doc__)
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        table = run(configuration.from_options(options))
-    except (*experiment.ERRORS, OSError) as error:
-        log.error("error: %s", " ".join(str(error).split()))
-        return 1
-    for method, auc in table.groupby("method", sort=False)["auc"].mean().items():
+    return configuration.run_command(parser, arguments, _command, experiment.ERRORS)
+
+
+def _command(options: argparse.Namespace, config: Config) -> None:
+    for method, auc in run(config).groupby("method", sort=False)["auc"].mean().items():
         log.info("%s: AUC %.1f on the average over kinds, categories and seeds", method, auc)
-    return 0
 
 
 if __name__ == "__main__":

@@ -95,26 +95,25 @@ def draw(
     kind: str,
     config: AugmentConfig,
     fillings: Fillings,
-    seed: int,
-    indices: Sequence[int] | None = None,
+    keys: Sequence[str],
 ) -> tuple[Tensor, Tensor]:
     """Images with one defect each.
 
-    The draws of an image depend on seed, kind and its index alone, not on the images beside it.
+    The draws of an image depend on its key and the kind alone, not on the images beside it.
 
     Args:
         images: (n, 3, size, size) uint8.
         kind: one of `KINDS`.
         config: for the range of areas.
-        indices: n numbers that stand for the images' draws, by default 0, 1, ...
+        keys: n texts, from which the images' draws are made.
 
     Returns:
         Images as given with a defect, and masks (n, size, size) bool, True where a defect is.
     """
     changed, masks = images.clone(), torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
-    for k, index in enumerate(range(len(images)) if indices is None else indices):
-        name = f"{seed} {kind} {index}".encode()
-        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "big"))
+    for k, key in enumerate(keys):
+        digest = hashlib.sha256(f"{kind} {key}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         alpha = _shape(kind, images.shape[-1], config.area_ratio, fillings, rng)
         height, width = alpha.shape
         y, x = (int(rng.integers(0, images.shape[-1] - n + 1)) for n in (height, width))

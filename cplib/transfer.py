@@ -10,6 +10,7 @@ levels to results/<study>/arrays/transfer/<category>/.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib.metadata
 import json
@@ -235,27 +236,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--category", action="append", help="default: all of the grid")
     parser.add_argument("--curve", action="store_true", help="only the curve over lengths of fine-tuning")
     parser.add_argument("--fetch", action="store_true", help="download the weights and stop")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    return configuration.run_command(parser, arguments, _command, ERRORS)
+
+
+def _command(options: argparse.Namespace, config: Config) -> None:
+    if options.fetch:
+        log.info("weights: %s", backbone.fetch(config.transfer) or "in the cache of timm")
+        return
+    categories = options.category or config.categories
+    for category in categories:
+        data.category_folder(configuration.data_root(config), category)
     try:
-        config = configuration.from_options(options)
-        if options.fetch:
-            log.info("weights: %s", backbone.fetch(config.transfer) or "in the cache of timm")
-            return 0
-        categories = options.category or config.categories
         for category in categories:
-            data.category_folder(configuration.data_root(config), category)
-        try:
-            for category in categories:
-                _log_result(run(config, category, curve_only=options.curve), config)
-        except WeightsMissingError as error:  # for all categories alike
-            log.warning("%s: %s", ", ".join(categories), error)
-            for category in categories:
-                transfer_record.write_not_run(config, category)
-    except (*ERRORS, OSError) as error:
-        log.error("error: %s", " ".join(str(error).split()))
-        return 1
-    return 0
+            _log_result(run(config, category, curve_only=options.curve), config)
+    except WeightsMissingError as error:  # for all categories alike
+        log.warning("%s: %s", ", ".join(categories), error)
+        for category in categories:
+            transfer_record.write_not_run(config, category)
 
 
 def _log_result(folder: Path, config: Config) -> None:

@@ -18,7 +18,6 @@ import yaml
 from cplib import experiment, grid, grid_results, record
 from cplib.config import CurveConfig, OneClassConfig
 from cplib.grid import Job
-from cplib.representation import load_network
 
 ROOT = Path(__file__).parent.parent
 DETECTION = ("detection",)
@@ -96,7 +95,7 @@ def test_slices_give_what_an_uninterrupted_run_gives_and_merge_into_the_study(st
         tar.extractall("heavy", filter="data")
     assert grid_results.merge(study, Path("heavy")) == 0
     whole_net, net = (
-        load_network(study, "cutpaste", "box", 0) for study in (replace(study, study="w"), study)
+        experiment.load_network(c, "cutpaste", "box", 0) for c in (replace(study, study="w"), study)
     )
     for a, b in zip(whole_net.parameters(), net.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from sklearn.metrics import roc_auc_score
 
-from cplib import augment, data, localize, model, patch_experiment, pixels, train
+from cplib import augment, data, experiment, localize, model, patch_experiment, pixels, train
 from cplib import config as configuration
 from cplib.config import ConfigError, LocalizeConfig
 from cplib.data import DataError
@@ -231,7 +231,8 @@ def test_command_line(config, category, tmp_path, monkeypatch, caplog):
     assert (tmp_path / "results/s/patches/box/metrics.csv").exists()
     assert "16 px trained" in caplog.text and "(per_location)" in caplog.text
     assert patch_experiment.main(["--set", "localize.stride=5"]) == 1
-    assert "localize.stride: must be a divisor of image_size - patch size, 16, got 5" in caplog.text
+    message = "localize.stride: must be a divisor of 16, localize.image_size less localize.patch_sizes, got 5"
+    assert message in caplog.text
     assert patch_experiment.main(["--category", "cup"]) == 1
     assert "no such category" in caplog.text
 
@@ -243,7 +244,7 @@ def test_stem_and_training_parameters_are_its_own(config, stem):
     assert (training.stem, training.learning_rate, training.updates, training.sources) == (stem, 0.5, 2, 2)
     assert training.momentum == config.train.momentum and training.precision == config.train.precision
     assert torch.equal(
-        patch_experiment._untrained(training, 3, torch.device("cpu")).head[-1].weight,
+        experiment.build_network(training, "cutpaste_3way", 3).head[-1].weight,
         model.build(3, 3, stem=stem).head[-1].weight,
     )
 

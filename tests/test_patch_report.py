@@ -158,3 +158,15 @@ def test_hits_tell_heat_on_the_defect_from_heat_beside_it():
     table = patch_report.hits(maps, masks, ["crack", "dent", "good", "good"]).set_index("defect")
     assert table.loc["crack", ["images", "peak_inside", "found"]].tolist() == [1, 100, 100]
     assert table.loc["dent", "peak_inside"] == 0 and table.loc["dent", "found"] < 100
+
+
+def test_heat_beside_a_defect_counts_against_defective_images_alone():
+    masks = np.zeros((3, 8, 8), bool)
+    masks[0, 2:4, 2:4] = True
+    maps = np.zeros((3, 8, 8))
+    maps[0, 2:4, 2:4] = 1
+    maps[0, 4:] = 2  # as much heat beside the defect as on it
+    found = patch_report.pixel_auc_against(maps, masks)
+    assert found == {"normal images": 100, "defective images": pytest.approx(100 * 28 / 60)}
+    alone = patch_report.pixel_auc_against(maps[:1], masks[:1])
+    assert np.isnan(alone["normal images"]) and alone["defective images"] == found["defective images"]

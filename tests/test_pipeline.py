@@ -65,7 +65,7 @@ def tiny_study(tmp_path_factory):
     params["localize"] |= {"seeds": 2, "updates": 2, "sources": 2}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     run(["git", "init", "-q"], folder)
-    run(["dvc", "repro"], folder)
+    run(["bash", "notebooks/repro.sh"], folder)
     return folder
 
 

@@ -16,6 +16,7 @@ from cplib.synthetic_drawing import KINDS, Fillings, draw
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = 96
 CONFIG = AugmentConfig()
+KEYS = [str(k) for k in range(40)]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def grey(n, size=SIZE):
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_beside_the_defect_changes_and_its_area_is_in_range(kind, fillings):
     images = grey(40)
-    changed, masks = draw(images, kind, CONFIG, fillings, 0)
+    changed, masks = draw(images, kind, CONFIG, fillings, KEYS)
     assert changed.dtype == torch.uint8 and changed.shape == images.shape
     assert (images == 100).all(), "the images given are not changed"
     near = torch.nn.functional.max_pool2d(masks[:, None].float(), 7, 1, 3)[:, 0] > 0  # antialiased edges
@@ -47,8 +48,9 @@ def test_nothing_beside_the_defect_changes_and_its_area_is_in_range(kind, fillin
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "mnist"])  # a digit is soft all over
 def test_filling_is_one_colour_or_an_image(kind, fillings):
-    changed, masks = draw(grey(10), kind, CONFIG, fillings, 3)
-    inner = 1 - torch.nn.functional.max_pool2d(1 - masks[:, None].float(), 5, 1, 2)[:, 0] > 0
+    changed, masks = draw(grey(10), kind, CONFIG, fillings, KEYS[10:20])
+    outside = torch.nn.functional.pad(1 - masks[:, None].float(), (2, 2, 2, 2), value=1.0)
+    inner = torch.nn.functional.max_pool2d(outside, 5, 1)[:, 0] == 0  # without the antialiased edge
     colours = [len(x[:, m].unique(dim=1).T) for x, m in zip(changed, inner, strict=True) if m.sum() > 30]
     assert len(colours) > 2
     assert min(colours) > 5 if kind.endswith("_natural") else max(colours) == 1
@@ -56,17 +58,28 @@ def test_filling_is_one_colour_or_an_image(kind, fillings):
 
 def test_edges_are_antialiased(fillings):
     white = torch.full((20, 3, SIZE, SIZE), 255, dtype=torch.uint8)
-    changed, _ = draw(white, "ellipse", CONFIG, fillings, 0)
+    changed, _ = draw(white, "ellipse", CONFIG, fillings, KEYS[:20])
     assert all(len(x[0].unique()) > 4 for x in changed if x[0].min() < 200)
 
 
-def test_a_draw_depends_on_seed_kind_and_index_alone(fillings):
+def test_a_draw_depends_on_key_and_kind_alone(fillings):
     images = grey(4)
-    together, _ = draw(images, "heart", CONFIG, fillings, 0)
-    alone, _ = draw(images[2:3], "heart", CONFIG, fillings, 0, indices=[2])
+    together, _ = draw(images, "heart", CONFIG, fillings, KEYS[:4])
+    alone, _ = draw(images[2:3], "heart", CONFIG, fillings, KEYS[2:3])
     assert torch.equal(together[2], alone[0])
-    assert not torch.equal(draw(images, "heart", CONFIG, fillings, 1)[0], together)
+    assert not torch.equal(draw(images, "heart", CONFIG, fillings, KEYS[4:8])[0], together)
     assert not torch.equal(together[0], together[1])
+
+
+def test_categories_seeds_and_repetitions_have_defects_of_their_own(config, fillings):
+    def defects(category, seed, n=2):
+        section = SyntheticConfig(per_image=2, seed=seed)
+        return synthetic.defects(replace(config, synthetic=section), category, grey(n), "heart", fillings)[0]
+
+    found = defects("box", 0)
+    assert len(found) == 4 and not torch.equal(found[0], found[2])
+    assert not torch.equal(found, defects("lid", 0)) and not torch.equal(found, defects("box", 1))
+    assert torch.equal(defects("box", 0, n=3)[3], found[2]), "more images change no other's second defect"
 
 
 def test_mnist_is_read_where_it_is_and_told_where_it_is_damaged(tmp_path, monkeypatch, fillings):
