@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -92,24 +93,27 @@ def placements(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def compare(metrics: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """Differences of mean pixel AUC in percent points that answer the questions of section 4.2: patch model
-    against GradCAM and against its untrained control, a density per location against a shared one, and the
-    first patch size against the others. A row per category and question."""
+    """Differences of mean pixel AUC in percent points that answer the questions of section 4.2, for patches
+    of each size: against GradCAM and the untrained control, a density per location against a shared one, and
+    the first size against the others. A row per category and question."""
     first, *others = config.localize.patch_sizes
     rows = []
     for category, part in metrics.groupby("category", sort=False):
-        values = part.groupby(["encoder", "patch_size", "density"])["pixel_auc"].mean()
+        means = part.groupby(["encoder", "patch_size", "density"])["pixel_auc"].mean()
+        auc = defaultdict(lambda: np.nan, means.items())
         placement = config.localize.density(category)
-        ours = values.get(("trained", first, placement), np.nan)
         cam = part.loc[part["encoder"] == "gradcam", "pixel_auc"].mean()
-        against = {
-            "GradCAM": cam,
-            "its untrained control": values.get(("untrained", first, placement), np.nan),
-        }
-        against |= {f"{p} px patches": values.get(("trained", p, placement), np.nan) for p in others}
-        rows += [(category, f"{first} px patch model against {k}", ours - v) for k, v in against.items()]
-        per_location, shared = (values.get(("trained", first, d), np.nan) for d in ("per_location", "shared"))
-        rows.append((category, "density per location against shared", per_location - shared))
+        for p in (first, *others):
+            ours, control = (auc[encoder, p, placement] for encoder in ("trained", "untrained"))
+            gain = auc["trained", p, "per_location"] - auc["trained", p, "shared"]
+            rows += [
+                (category, f"{p} px patch model against GradCAM", ours - cam),
+                (category, f"{p} px patch model against its untrained control", ours - control),
+                (category, f"{p} px patches, density per location against shared", gain),
+            ]
+        for p in others:
+            gain = auc["trained", first, placement] - auc["trained", p, placement]
+            rows.append((category, f"{first} px patches against {p} px", gain))
     return pd.DataFrame(rows, columns=["category", "question", "difference"]).dropna()
 
 

@@ -90,8 +90,11 @@ def test_differences(metrics):
     assert table["bottle"].to_dict() == {
         "64 px patch model against GradCAM": 15.5,
         "64 px patch model against its untrained control": 20,
-        "64 px patch model against 32 px patches": 5,
-        "density per location against shared": 10,
+        "64 px patches, density per location against shared": 10,
+        "32 px patch model against GradCAM": 10.5,
+        "32 px patch model against its untrained control": 20,
+        "32 px patches, density per location against shared": 10,
+        "64 px patches against 32 px": 5,
     }
     assert table["hazelnut", "64 px patch model against GradCAM"] == 5.5
 
