@@ -102,7 +102,7 @@ def finetuning_curves(points: pd.DataFrame, paper: dict[tuple[str, str], float])
 
 def sensitivity(found: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     """AUC against the values of a factor, a panel per factor: a line per category with the span of its seeds,
-    the mean over categories, the default ringed, the paper's average dashed.
+    the mean over categories, the default ringed, the paper's average dashed. Lines join numbers only.
 
     Args:
         found: columns factor, value, category, seed, auc, as `sensitivity.aucs` gives them.
@@ -115,6 +115,7 @@ def sensitivity(found: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     for axis, factor in zip(axes.flat, factors, strict=False):
         of_all, part = summary[summary["factor"] == factor], found[found["factor"] == factor]
         values = list(of_all["value"])
+        joined = "-" if pd.to_numeric(of_all["value"], errors="coerce").notna().all() else "none"
         for category, line in part.groupby("category", sort=False):
             by_value = line.groupby("value")["auc"].agg(["mean", "min", "max"]).reindex(values)
             span = [by_value["mean"] - by_value["min"], by_value["max"] - by_value["mean"]]
@@ -122,13 +123,16 @@ def sensitivity(found: pd.DataFrame, summary: pd.DataFrame) -> Figure:
                 range(len(values)),
                 by_value["mean"],
                 span,
-                fmt="o-",
+                fmt="o",
+                ls=joined,
                 ms=3,
                 lw=0.8,
                 color=colors[category],
                 label=category,
             )
-        axis.plot(range(len(values)), of_all["mean"], color="black", lw=1.6, label="mean")
+        axis.plot(
+            range(len(values)), of_all["mean"], "_", ls=joined, color="black", lw=1.6, ms=9, label="mean"
+        )
         default = int(np.argmax(of_all["is_default"]))
         axis.plot(default, of_all["mean"].iloc[default], "o", mfc="none", mec="black", ms=9, label="default")
         if of_all["paper"].notna().any():
