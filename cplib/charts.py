@@ -13,8 +13,8 @@ from cplib.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 
 
 def detection(table: pd.DataFrame, methods: Sequence[str], ylabel: str = "image AUC (%)") -> Figure:
-    """AUC of each method, a panel per category or average: ours with standard error, the paper's
-    value, and the untrained control as a line."""
+    """AUC of each method, a panel per category or average: ours with standard error (open: one seed, which
+    tells none), the paper's value, and the untrained control as a line."""
     groups = list(dict.fromkeys(table["group"]))
     trained = [m for m in methods if m != "untrained"]
     figure, axes = plt.subplots(
@@ -24,7 +24,10 @@ def detection(table: pd.DataFrame, methods: Sequence[str], ylabel: str = "image 
         part = table[table["group"] == group].set_index("method").reindex(methods)
         x = np.arange(len(trained))
         ours = part.loc[trained]
-        axis.errorbar(x, ours["mean"], ours["stderr"].fillna(0), fmt="o", color=BLUE, capsize=2, label="ours")
+        axis.errorbar(x, ours["mean"], ours["stderr"], fmt="o", color=BLUE, capsize=2, label="ours")
+        alone = ours["stderr"].isna().to_numpy()
+        if alone.any():
+            axis.plot(x[alone], ours["mean"][alone], "o", color=BLUE, mfc="white", zorder=5, label="one seed")
         axis.plot(x, ours["paper"], "x", color=RED, label="paper")
         if "untrained" in part.index:
             axis.axhline(part.loc["untrained", "mean"], color=GREY, ls="--", lw=1, label="untrained")
@@ -43,7 +46,7 @@ def auc_against_updates(points: pd.DataFrame, paper: dict[tuple[str, str], float
     the deviation between seeds; 0 updates is the untrained network.
 
     Args:
-        points: columns method, category, image_size, updates, seed, auc, as `report.curve_points` gives them.
+        points: columns method, category, image_size, updates, seed, auc: `experiment.curve_points`.
         paper: the paper's AUC by method and category, drawn as a line where it has one.
     """
     methods, categories = (list(dict.fromkeys(points[k])) for k in ("method", "category"))
@@ -130,15 +133,17 @@ def sensitivity(found: pd.DataFrame, summary: pd.DataFrame) -> Figure:
                 color=colors[category],
                 label=category,
             )
-        axis.plot(
-            range(len(values)), of_all["mean"], "_", ls=joined, color="black", lw=1.6, ms=9, label="mean"
-        )
+        if part["category"].nunique() > 1:
+            axis.plot(
+                range(len(values)), of_all["mean"], "_", ls=joined, color="black", lw=1.6, ms=9, label="mean"
+            )
         default = int(np.argmax(of_all["is_default"]))
         axis.plot(default, of_all["mean"].iloc[default], "o", mfc="none", mec="black", ms=9, label="default")
         if of_all["paper"].notna().any():
             axis.plot(range(len(values)), of_all["paper"], "x--", color=RED, lw=0.8, ms=5, label="paper")
         axis.set_xticks(range(len(values)), [v.replace("_", " ") for v in values], rotation=30)
-        axis.set_title(factor.replace("_", " "), fontsize=9)
+        title = "updates (share of the default)" if factor == "updates" else factor.replace("_", " ")
+        axis.set_title(title, fontsize=9)
         axis.grid(axis="y", lw=0.4)
     for axis in axes.flat[len(factors) :]:
         axis.set_axis_off()
@@ -153,35 +158,92 @@ def sensitivity(found: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     return figure
 
 
-def claims(table: pd.DataFrame) -> Figure:
-    """Each claim's difference with two standard errors, a panel per study; right of 0 as the paper says.
+def one_class(table: pd.DataFrame, control: str, with_paper: bool) -> Figure:
+    """AUC with each class as the normal one and their average, a panel per density and a colour per method.
 
     Args:
-        table: columns claim, study, difference, stderr, paper, verdict, as `claims.read` gives them.
+        table: columns density, method, group, mean, stderr, paper, as `one_class.table` gives them.
+        control: the method without training, in grey.
+        with_paper: also mark the paper's averages.
+    """
+    groups, methods, densities = (list(dict.fromkeys(table[k])) for k in ("group", "method", "density"))
+    trained = [m for m in methods if m != control]
+    colors = dict(zip(trained, (ORANGE, BLUE, GREEN, PURPLE, RED) * 4, strict=False)) | {control: GREY}
+    size_of_figure = (2.5 + 0.75 * len(groups), 2.4 * len(densities))
+    figure, axes = plt.subplots(len(densities), 1, figsize=size_of_figure, sharex=True, squeeze=False)
+    for axis, density in zip(axes[:, 0], densities, strict=True):
+        for k, method in enumerate(methods):
+            rows = table[(table["density"] == density) & (table["method"] == method)]
+            rows = rows.set_index("group").reindex(groups)
+            x = np.arange(len(groups)) + 0.16 * (k - (len(methods) - 1) / 2)
+            color, mean, error = colors[method], rows["mean"], rows["stderr"]
+            axis.errorbar(x, mean, error, fmt="o", ms=4, capsize=2, color=color, label=method)
+            if with_paper:
+                axis.plot(x[-1], rows["paper"].iloc[-1], "x", color=color)
+        axis.axhline(50, color=GREY, ls="--", lw=0.8, label="chance")
+        if with_paper:
+            axis.plot([], [], "x", color="black", label="paper")
+        axis.axvline(len(groups) - 1.5, color=GREY, lw=0.8)
+        axis.set(title=density, ylabel="AUC (%)")
+        axis.grid(axis="y", lw=0.4)
+    axes[-1][0].set_xticks(range(len(groups)), groups, rotation=30)
+    axes[0][0].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def representations(places: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """t-SNE of the representations, a panel per category, a colour per group.
+
+    Args:
+        places: by category, points (n, 2) of each group, as `representation.tsne` gives them.
+    """
+    looks = dict(zip(("normal", "anomalous", "cutpaste", "cutpaste_scar"), "o^sD", strict=True))
+    colors = dict(zip(looks, (BLUE, RED, GREEN, PURPLE), strict=True))
+    n = max(len(places), 1)
+    figure, axes = plt.subplots(1, n, figsize=(3.2 * n, 3.2), squeeze=False)
+    for axis, (category, points) in zip(axes[0], places.items(), strict=False):
+        for group, found in points.items():
+            label = f"{group.replace('_', ' ')} ({len(found)})"
+            style = {"color": colors[group], "marker": looks[group], "label": label}
+            axis.scatter(*found.T, s=9, alpha=0.75, lw=0, **style)
+        axis.set(title=category, xticks=[], yticks=[])
+        axis.legend(fontsize=6, loc="upper left", bbox_to_anchor=(0, -0.02), ncols=2)
+    return figure
+
+
+def claims(table: pd.DataFrame) -> Figure:
+    """Each claim's difference with its 95 % confidence interval, a panel per study that has results; right
+    of 0 as the paper says. Open: one seed on a side, which tells no spread.
+
+    Args:
+        table: columns claim, study, difference, margin, paper, verdict, as `claims.read` gives them.
     """
     colors = {"reproduced": BLUE, "not reproduced": RED, "undecided": GREY}
     texts = list(dict.fromkeys(table["claim"]))
-    studies = list(dict.fromkeys(table["study"]))
+    studies = [s for s, part in table.groupby("study", sort=False) if part["difference"].notna().any()]
     height = 0.21 * len(texts) + 0.9
     figure, axes = plt.subplots(
-        1, len(studies), figsize=(4 + 2.3 * len(studies), height), sharex=True, sharey=True, squeeze=False
+        1, max(len(studies), 1), figsize=(4 + 2.6 * len(studies), height), sharey=True, squeeze=False
     )
-    for axis, study in zip(axes[0], studies, strict=True):
+    y = np.arange(len(texts))
+    for axis, study in zip(axes[0], studies, strict=False):
         part = table[table["study"] == study].set_index("claim").reindex(texts)
-        y = np.arange(len(texts))
         for verdict, color in colors.items():
             rows = (part["verdict"] == verdict).to_numpy()
-            bars = 2 * part["stderr"].fillna(0)[rows]
-            axis.errorbar(
-                part["difference"][rows], y[rows], xerr=bars, fmt="o", ms=4, color=color, label=verdict
-            )
-        axis.plot(part["paper"], y, "x", color="black", ms=4, label="paper")
+            x, margin = part["difference"][rows], part["margin"][rows]
+            axis.errorbar(x, y[rows], xerr=margin, fmt="o", ms=4, color=color, label=verdict)
+            alone = margin.isna().to_numpy()
+            axis.plot(x[alone], y[rows][alone], "o", ms=4, color=color, mfc="white", zorder=5)
+        axis.plot([], [], "o", ms=4, color=GREY, mfc="white", label="one seed")
+        axis.plot(part["paper"], y + 0.3, "x", color="black", ms=4, label="paper")
         for k in np.flatnonzero(part["verdict"] == "not run"):
             axis.text(0, k, " not run", va="center", fontsize=6, color=GREY)
         axis.axvline(0, color=GREY, lw=0.8)
-        axis.set(title=study, xlabel="AUC points")
+        # two seeds make intervals wider than any panel: the dots decide what is shown
+        most = 1.15 * np.nanmax(np.abs(part[["difference", "paper"]].to_numpy()))
+        axis.set(title=study, xlabel="AUC points", xlim=(-most, most))
         axis.grid(axis="x", lw=0.3)
-    axes[0][0].set_yticks(range(len(texts)), texts, fontsize=7)
+    axes[0][0].set_yticks(y, texts, fontsize=7)
     axes[0][0].invert_yaxis()
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure

@@ -1,8 +1,8 @@
 """The paper's claims in a row each: what the studies' result files say of them, and a verdict.
 
 A claim is a difference in percent points that the paper says is above 0. Ours is *reproduced* or *not
-reproduced* where it is above or below 0 by more than two standard errors, else *undecided*; *not run* without
-results. Everything is computed from the files that runs wrote.
+reproduced* where its 95 % confidence interval over seeds (Welch's t) lies above or below 0, else *undecided*,
+as with one seed on a side; *not run* without results. Everything is computed from the files that runs wrote.
 
 python -m cplib.claims                              writes results/<study>/claims.csv
 python -m cplib.claims --params params/lite.yaml
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,10 +34,12 @@ NOT_RUN = "not run"
 
 
 class Effect(NamedTuple):
-    """A difference in percent points and its standard error; both NaN where there are no results."""
+    """A difference in percent points, its standard error, half of its 95 % confidence interval, and the
+    paper's difference; NaN where unknown."""
 
     difference: float = np.nan
     stderr: float = np.nan
+    margin: float = np.nan
     paper: float = np.nan
 
 
@@ -64,8 +66,11 @@ def _methods(better: str, worse: str, table: str = "table1") -> Measure:
 
 
 def _compare(aucs: pd.DataFrame, config: Config, better: str, worse: str, *tables: str) -> Effect:
-    found = report.compare(aucs, config, better, worse, *tables)
-    return Effect(found["difference"], found["stderr"], found["paper"])
+    return _effect(report.compare(aucs, config, better, worse, *tables))
+
+
+def _effect(found: dict[str, Any]) -> Effect:
+    return Effect(*(found[name] for name in Effect._fields))
 
 
 def _localization(better: str, worse: str) -> Measure:
@@ -88,21 +93,16 @@ def _transfer(better: str, worse: str) -> Measure:
 
 
 def _synthetic(better: str, worse: str) -> Measure:
-    """AUC on synthetic defects, on the average over their kinds and over the categories of the study."""
-
     def measure(config: Config) -> Effect:
         table = pd.read_csv(study_folder(config) / "synthetic" / "scores.csv")
-        by_kind = table.groupby(["method", "kind", "seed"], sort=False)["auc"].mean().mul(100).reset_index()
-        kinds = tuple(dict.fromkeys(by_kind["kind"]))
-        as_categories = replace(config, categories=kinds, textures=())
-        return _compare(by_kind.rename(columns={"kind": "category"}), as_categories, better, worse, "table6")
+        return _effect(report.compare_kinds(table.assign(auc=100 * table["auc"]), config, better, worse))
 
     return measure
 
 
 def _separability(first: str, second: str, control: bool = False) -> Measure:
     """AUC that tells two groups of representations apart, less the 50 of chance or that of random weights;
-    mean over categories, whose spread gives the error."""
+    mean over categories, of one seed, which tells no spread."""
 
     def measure(config: Config) -> Effect:
         table = pd.read_csv(study_folder(config) / "tables" / "figure3_separability.csv")
@@ -111,7 +111,7 @@ def _separability(first: str, second: str, control: bool = False) -> Measure:
         if config.tsne.method not in by_method.index or (control and "untrained" not in by_method.index):
             return Effect()
         values = by_method.loc[config.tsne.method] - (by_method.loc["untrained"] if control else 50)
-        return Effect(values.mean(), report.standard_error(values))
+        return Effect(values.mean())
 
     return measure
 
@@ -128,7 +128,7 @@ def _one_class(better: str, worse: str) -> Measure:
 
 def _within(factor: str, margin: float, value: str = "") -> Measure:
     """How far the AUC stays from a loss of `margin` points when a factor leaves its default: at one value, or
-    at the one that loses most."""
+    at the one that loses most, which makes chance look like a loss."""
 
     def measure(config: Config) -> Effect:
         table = sensitivity.summary(sensitivity.aucs(config), config, [factor])
@@ -139,7 +139,8 @@ def _within(factor: str, margin: float, value: str = "") -> Measure:
         if table.empty:
             return Effect()
         worst = table.loc[table["change"].idxmin()]
-        return Effect(worst["change"] + margin, worst["change_stderr"], table["paper_change"].min() + margin)
+        spread = worst["change_stderr"], worst["change_margin"]
+        return Effect(worst["change"] + margin, *spread, table["paper_change"].min() + margin)
 
     return measure
 
@@ -192,7 +193,7 @@ def evaluate(config: Config) -> pd.DataFrame:
     """All claims in one study.
 
     Returns:
-        Columns claim, source, difference, stderr, paper, verdict; paper is the paper's difference for
+        Columns claim, source, those of `Effect`, verdict; paper is the paper's difference for
         the same categories where it has them, else over all of its data.
     """
     rows = []
@@ -203,9 +204,9 @@ def evaluate(config: Config) -> pd.DataFrame:
             effect = Effect()
         verdict = NOT_RUN
         if not np.isnan(effect.difference):
-            verdict = VERDICTS[report.verdict(effect.difference, effect.stderr)]
+            verdict = VERDICTS[report.verdict(effect.difference, effect.margin)]
         rows.append((claim.text, claim.source, *effect, verdict))
-    return pd.DataFrame(rows, columns=["claim", "source", "difference", "stderr", "paper", "verdict"])
+    return pd.DataFrame(rows, columns=["claim", "source", *Effect._fields, "verdict"])
 
 
 def path(study: str) -> Path:
@@ -214,8 +215,12 @@ def path(study: str) -> Path:
 
 
 def read(studies: Sequence[str] = STUDIES) -> pd.DataFrame:
-    """Claims of several studies, as `main` wrote them: the columns of `evaluate`, and study."""
-    return pd.concat([pd.read_csv(path(s)).assign(study=s) for s in studies], ignore_index=True)
+    """Claims of several studies, as `main` wrote them: the columns of `evaluate`, and study. A claim that a
+    study's file lacks, since it is older, is *not run* there."""
+    known = pd.DataFrame([(c.text, c.source) for c in CLAIMS], columns=["claim", "source"])
+    parts = [known.merge(pd.read_csv(path(s)), "left", ["claim", "source"]).assign(study=s) for s in studies]
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(verdict=table["verdict"].fillna(NOT_RUN))
 
 
 def cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -234,6 +239,15 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
     wide = wide.loc[list(dict.fromkeys(table["claim"])), list(dict.fromkeys(table["study"]))]
     wide.insert(0, "where", shown.drop_duplicates("claim").set_index("claim")["source"])
     return wide
+
+
+def by_verdict(table: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
+    """Names of the claims by study and verdict, but for those not run; as `read` gives the table."""
+    found = {}
+    for study, part in table[table["verdict"] != NOT_RUN].groupby("study", sort=False):
+        names = part.groupby("verdict", sort=False)["claim"].apply(list)
+        found[study] = {verdict: names[verdict] for verdict in VERDICTS.values() if verdict in names}
+    return found
 
 
 def count(table: pd.DataFrame) -> pd.DataFrame:

@@ -15,17 +15,18 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import safetensors.torch
 import torch
 from torch import nn
 
-from cplib import augment, color, data, gde, machine, model, patches, record, train
+from cplib import augment, color, data, gde, machine, model, patches, record, report, train
 from cplib import config as configuration
 from cplib.config import Config, ConfigError, TrainConfig
 from cplib.study import ExperimentError, curve_runs, study_folder
@@ -46,6 +47,7 @@ def run(
     root: Path | None = None,
     device: torch.device | None = None,
     keep_weights: bool = True,
+    results_suffice: bool = False,
     reuse: Path | None = None,
     images: data.Category | None = None,
 ) -> Path:
@@ -60,6 +62,8 @@ def run(
         root: folder for results; by default that of the study.
         device: to train on; by default a GPU if there is one.
         keep_weights: also save each seed's weights.
+        results_suffice: do not train a seed again whose results are there but whose arrays are not, as in a
+            fresh clone: git has the former alone.
         reuse: folder like `root` that may hold seeds trained in just this way; they are copied.
         images: in place of those of the folder, of size `config.data.image_size`.
 
@@ -83,47 +87,69 @@ def run(
         raise data.DataError(
             f"{category}: {len(images.train)} normal training image; a density needs at least 2"
         )
-    if method == "untrained":
-        config = replace(config, train=replace(config.train, updates=0))
+    config = settings(config, method)
     folder, arrays = (root / kind / method / category for kind in ("runs", "arrays"))
     folder.mkdir(parents=True, exist_ok=True)
     arrays.mkdir(parents=True, exist_ok=True)
-    n_seeds = config.n_seeds(method, category)
-    for seed in range(n_seeds):
-        key = fingerprint(config, method, images.digest, seed)
+    keys = [fingerprint(config, method, images.digest, s) for s in range(config.n_seeds(method, category))]
+    kept = record.seeds_with_results(folder, keys, config) if results_suffice else set()
+    for seed, key in enumerate(keys):
         path = arrays / f"seed{seed}.npz"
-        if is_finished(path, key, keep_weights):
+        if seed in kept or is_finished(path, key, keep_weights):
             continue
+        if record.read_notes(folder).get(seed, {}).get("fingerprint", key) != key:
+            # the scores are of other parameters: none of what is made now
+            (folder / "scores.csv").unlink(missing_ok=True)
         if reuse is not None:
             found = reuse / "arrays" / method / category / path.name
             if is_finished(found, key, with_weights=False):
-                record.add_note(
-                    folder, seed, record.read_notes(reuse / "runs" / method / category).get(seed, {})
-                )
+                record.copy_note(reuse / "runs" / method / category, folder, seed)
                 shutil.copyfile(found, path.with_suffix(".partial"))
                 os.replace(path.with_suffix(".partial"), path)
                 continue
         record.check_disk(arrays, _BYTES_PER_SEED)
-        if path.exists():  # of other parameters: the scores of these are none of what is made now
-            (folder / "scores.csv").unlink(missing_ok=True)
-        log.info("%s on %s, seed %d of %d, %s", method, category, seed, n_seeds, device)
+        log.info("%s on %s, seed %d of %d, %s", method, category, seed, len(keys), device)
         note = _train_seed(config, method, images, seed, key, path, device, keep_weights)
         record.add_note(folder, seed, note)
         os.replace(path.with_suffix(".partial"), path)
         for old in arrays.glob(f"seed{seed}-*.checkpoint"):
             old.unlink()
-    record.write_results(folder, arrays, config, method, images, n_seeds)
+    record.write_results(folder, arrays, config, method, images, len(keys), kept)
     return folder
 
 
 def run_curve(config: Config) -> None:
     """Do all runs of `curve_runs`, resumable; those that the grid of the study holds are not repeated."""
     for point, method, category, root in curve_runs(config):
-        run(point, method, category, root, keep_weights=False, reuse=study_folder(config))
+        options = {"keep_weights": False, "results_suffice": True, "reuse": study_folder(config)}
+        run(point, method, category, root, **options)
+
+
+def curve_points(config: Config) -> pd.DataFrame:
+    """AUC of the runs of the curves that are there: method, category, image_size, updates, seed, auc (%).
+
+    Every method starts from the untrained network, at 0 updates.
+    """
+    rows = []
+    for point, method, category, root in curve_runs(config):
+        path = root / "runs" / method / category / "scores.csv"
+        if not path.exists():
+            continue
+        by_seed = report.aucs_of(pd.read_csv(path), config.gde.density)
+        size, updates = point.data.image_size, point.train.updates
+        methods = [method] if updates else config.curve.methods
+        rows += [(m, category, size, updates, seed, auc) for m in methods for seed, auc in by_seed.items()]
+    return pd.DataFrame(rows, columns=["method", "category", "image_size", "updates", "seed", "auc"])
+
+
+def settings(config: Config, method: str) -> Config:
+    """The configuration of a method: the control is not trained."""
+    return replace(config, train=replace(config.train, updates=0)) if method == "untrained" else config
 
 
 def fingerprint(config: Config, method: str, digest: str, seed: int) -> str:
     """SHA-256 of all that decides a seed's embeddings: parameters, images, sources (comments aside)."""
+    config = settings(config, method)
     parts = {
         "task": METHODS[method],
         "augment": dataclasses.asdict(config.augment),
@@ -146,26 +172,52 @@ def build_network(
 def load_network(
     config: Config,
     method: str,
-    category: str,
+    images: data.Category,
     seed: int,
     root: Path | None = None,
     device: torch.device | None = None,
 ) -> nn.Module:
     """The network that a finished run left, in evaluation mode.
 
+    A density that scores what it embeds must be fitted on what the same network embeds on the same machine,
+    not on stored embeddings: these may be of the other precision of `train.precision: auto`, which parts the
+    same images nearly as well as a defect does.
+
     Args:
+        images: that the run was trained on.
         root: folder of results; by default that of the study.
 
     Raises:
-        ExperimentError: no such weights; says how to get them.
+        ExperimentError: no such weights, or of other parameters, images or sources; says how to get them.
     """
-    path = (root or study_folder(config)) / "arrays" / method / category / f"seed{seed}.safetensors"
-    if not path.exists():
-        command = f"python -m cplib.experiment --method {method} --category {category}"
-        raise ExperimentError(f"{path}: not there; run {command}")
+    path = (root or study_folder(config)) / "arrays" / method / images.name / f"seed{seed}.safetensors"
+    if not record.has_weights(path, fingerprint(config, method, images.digest, seed)):
+        command = f"python -m cplib.experiment --method {method} --category {images.name}"
+        found = "made with other parameters, images or sources" if path.exists() else "not there"
+        raise ExperimentError(f"{path}: {found}; run {command}")
     net = build_network(config.train, method, seed, device)
     net.load_state_dict(safetensors.torch.load_file(path))
     return net
+
+
+def proxy_accuracy(runs: Iterable[tuple[str, Path]]) -> pd.DataFrame:
+    """How well methods solve their proxy tasks at the end of training, on augmented training images.
+
+    Args:
+        runs: method and folder of each run, the folder as `run` returns it; those not there are left out.
+
+    Returns:
+        Columns accuracy (mean over the last tenth of the updates, runs and seeds) and chance, in [0, 1]; a
+        row per trained method.
+    """
+    ends: dict[str, list[pd.Series]] = {}
+    for method, folder in runs:
+        if (folder / "history.csv").exists():
+            history = pd.read_csv(folder / "history.csv")
+            end = history.loc[history["update"] > 0.9 * history["update"].max(), "accuracy"]
+            ends.setdefault(method, []).append(end)
+    rows = {m: (pd.concat(e).mean(), 1 / len(METHODS[m])) for m, e in ends.items() if sum(map(len, e))}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "chance"]).rename_axis("method")
 
 
 def is_finished(path: Path, key: str, with_weights: bool) -> bool:
@@ -212,7 +264,10 @@ def _train_seed(
             history=json.dumps(history),
             **{k: v.numpy().astype(np.float16) for k, v in embeddings.items()},
         )
-    return {"seconds": round(time.perf_counter() - started, 1), **machine.facts(device)}
+    with train.autocast(device, config.train.precision):
+        precision = "bfloat16" if torch.is_autocast_enabled(device.type) else "float32"
+    seconds = round(time.perf_counter() - started, 1)
+    return {"seconds": seconds, "precision": precision, **machine.facts(device)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -32,22 +32,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from cplib import (
-    augment,
-    color,
-    data,
-    experiment,
-    gde,
-    localize,
-    model,
-    one_class,
-    patch_experiment,
-    patches,
-    record,
-    sensitivity,
-    train,
-)
 from cplib import config as configuration
+from cplib import data, experiment, one_class, patch_experiment, record, sensitivity
 from cplib.config import Config, ConfigError
 from cplib.study import curve_runs, study_folder
 
@@ -55,19 +41,29 @@ log = logging.getLogger(__name__)
 
 FIRST = "cutpaste_3way"
 LEDGER = "grid.json"
-_SOURCES = (
-    augment,
-    color,
-    data,
-    experiment,
-    gde,
-    localize,
-    model,
-    one_class,
-    patch_experiment,
-    patches,
-    train,
-)
+# modules that decide results; transfer's import timm, which a bare machine lacks
+_SOURCES = [
+    "augment",
+    "backbone",
+    "color",
+    "data",
+    "experiment",
+    "finetune",
+    "gde",
+    "gradcam",
+    "localize",
+    "model",
+    "one_class",
+    "one_class_data",
+    "patch_experiment",
+    "patch_record",
+    "patches",
+    "record",
+    "sensitivity",
+    "train",
+    "transfer",
+    "transfer_record",
+]
 _STOP_SECONDS = 3.0  # to end what still runs
 
 
@@ -112,16 +108,13 @@ def jobs(config: Config, parts: Sequence[str] = PARTS) -> list[Job]:
 
 
 def key(config: Config, job: Job) -> str:
-    """Fingerprint of a job: parameters but for paths, and sources."""
+    """Fingerprint of a job: parameters, of paths the last name, and sources."""
     plain = config.to_dict()
-    for section, name in (
-        ("data", "root"),
-        ("data", "cache"),
-        ("one_class", "source"),
-        ("transfer", "weights"),
-    ):
-        plain[section][name] = ""
-    return record.fingerprint({"job": job, "config": plain}, _SOURCES)
+    plain["data"]["cache"] = ""
+    for section, name in (("data", "root"), ("one_class", "source"), ("transfer", "weights")):
+        plain[section][name] = Path(plain[section][name]).name
+    sources = [record.source_digest(Path(__file__).with_name(f"{name}.py")) for name in _SOURCES]
+    return record.fingerprint({"job": job, "config": plain, "grid": sources}, ())
 
 
 def finished(folder: Path) -> dict[str, str]:
@@ -141,7 +134,8 @@ def do(config: Config, job: Job) -> None:
     elif job.part == "curve":
         for point, method, category, root in curve_runs(config):
             if (method, f"{category}@{root.name}") == (job.method, job.category):
-                experiment.run(point, method, category, root, keep_weights=False, reuse=study_folder(config))
+                options = {"keep_weights": False, "results_suffice": True, "reuse": study_folder(config)}
+                experiment.run(point, method, category, root, **options)
     elif job.part == "transfer":
         from cplib import transfer
 
@@ -156,6 +150,8 @@ def _child(config: Config, job: Job, folder: Path) -> None:
     """A process of one job: its messages go to a file, its exit status says whether it succeeded."""
     # an orphan would go on beside the next slice
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if "CUTPASTE_DATA" in os.environ:
+        os.environ["CUTPASTE_DATA"] = os.path.abspath(os.environ["CUTPASTE_DATA"])
     os.chdir(folder)
     logging.basicConfig(filename="grid.log", level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     with open(os.devnull, "w") as quiet:
@@ -226,9 +222,8 @@ def run(
 def _place(job: Job) -> tuple[str, str]:
     """Jobs of one place write the same files, so that they never run side by side. GradCAM of the patch runs
     and the default of the sensitivity runs are image-level runs of their category."""
-    if job.part in ("patch", "sensitivity"):
-        return FIRST, job.category
-    return job.method if job.part == "detection" else job.part, job.category
+    shared = job.part in ("detection", "patch", "sensitivity")
+    return job.method if shared else job.part, job.category
 
 
 def _absolute(config: Config, folder: Path) -> Config:

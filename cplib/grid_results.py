@@ -15,7 +15,6 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import safetensors
@@ -84,8 +83,7 @@ def _image_level(config: Config) -> Iterator[tuple[Config, str, str, Path]]:
     for category in config.sensitivity.categories:
         for v in sensitivity.variants(config):
             if not v.is_default:
-                root = study / "arrays" / "sensitivity" / category / f"{v.factor}={v.value}"
-                yield v.config, config.sensitivity.method, category, root
+                yield v.config, config.sensitivity.method, category, sensitivity.folder(config, category, v)
     for name in config.one_class.classes:
         for method in one_class.methods(config):
             yield one_class.settings(config), method, name, one_class.folder(config, name)
@@ -100,12 +98,10 @@ def _load(config: Config, category: str, root: Path) -> data.Category:
 
 def _merge_run(config: Config, method: str, category: str, root: Path, folder: Path) -> int:
     """Seeds of one image-level run, from the first on; returns how many were refused."""
-    images = _load(config, category, root)
-    if method == "untrained":
-        config = replace(config, train=replace(config.train, updates=0))
-    wanted, taken = config.n_seeds(method, category), 0
+    images, config = _load(config, category, root), experiment.settings(config, method)
+    wanted, taken, refused = config.n_seeds(method, category), 0, 0
     arrays, runs = root / "arrays" / method / category, root / "runs" / method / category
-    notes, own = record.read_notes(folder / runs), record.read_notes(runs)
+    own = record.read_notes(runs)
     for seed in range(wanted):
         source, target = folder / arrays / f"seed{seed}.npz", arrays / f"seed{seed}.npz"
         key = experiment.fingerprint(config, method, images.digest, seed)
@@ -114,15 +110,17 @@ def _merge_run(config: Config, method: str, category: str, root: Path, folder: P
                 break
             if not record.has_arrays(source, key):
                 log.error("%s: refused, made with other parameters, images or sources", source)
-                return 1
+                refused = 1
+                break
             if own.get(seed, {}).get("fingerprint", key) != key:
                 log.error(
                     "%s: refused, %s holds seed %d made in another way; remove it first", source, runs, seed
                 )
-                return 1
+                refused = 1
+                break
             _copy(source, target)
             runs.mkdir(parents=True, exist_ok=True)
-            record.add_note(runs, seed, notes.get(seed, {}))
+            record.copy_note(folder / runs, runs, seed)
         weights = source.with_suffix(".safetensors")
         if record.has_weights(weights, key) and not record.has_weights(
             target.with_suffix(weights.suffix), key
@@ -132,7 +130,7 @@ def _merge_run(config: Config, method: str, category: str, root: Path, folder: P
     if taken:
         record.write_results(runs, arrays, config, method, images, taken)
         log.info("%s: %d of %d seeds", runs, taken, wanted)
-    return 0
+    return refused
 
 
 def _merge_whole(config: Config, job: grid.Job, folder: Path) -> int:

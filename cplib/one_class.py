@@ -83,8 +83,9 @@ def run(config: Config, class_name: str) -> None:
     Raises as `one_class_data.load` and `experiment.run`.
     """
     images, root = one_class_data.load(config, class_name), folder(config, class_name)
+    options = {"keep_weights": False, "results_suffice": True, "images": images}
     for method in methods(config):
-        experiment.run(settings(config), method, class_name, root, keep_weights=False, images=images)
+        experiment.run(settings(config), method, class_name, root, **options)
 
 
 def aucs(config: Config) -> pd.DataFrame:
@@ -115,20 +116,9 @@ def missing(config: Config) -> list[str]:
 
 
 def proxy_accuracy(config: Config) -> pd.DataFrame:
-    """How well each method solves its proxy task at the end, on augmented training images.
-
-    Returns:
-        Columns accuracy (mean over the last tenth of the updates, classes and seeds) and chance, in [0, 1];
-        a row per trained method.
-    """
-    rows = {}
-    for method in methods(config):
-        places = [folder(config, name) / "runs" / method / name for name in config.one_class.classes]
-        paths = [p / "history.csv" for p in places if (p / "history.csv").exists()]
-        ends = [h[h["update"] > 0.9 * h["update"].max()]["accuracy"] for h in map(pd.read_csv, paths)]
-        if sum(map(len, ends)):
-            rows[method] = (pd.concat(ends).mean(), 1 / len(experiment.METHODS[method]))
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "chance"]).rename_axis("method")
+    """`experiment.proxy_accuracy` of all methods, over the classes."""
+    grid = [(method, name) for method in methods(config) for name in config.one_class.classes]
+    return experiment.proxy_accuracy((m, folder(config, name) / "runs" / m / name) for m, name in grid)
 
 
 def table(found: pd.DataFrame, config: Config) -> pd.DataFrame:

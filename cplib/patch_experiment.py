@@ -127,7 +127,8 @@ def augment_of(config: Config, size: int) -> configuration.AugmentConfig:
     Raises:
         ConfigError: scars as wide as the crop.
     """
-    crop, widest = size * REFERENCE_SIZE / config.localize.image_size, config.augment.scar_width[1]
+    # a pixel less, as lengths are rounded to pixels
+    crop, widest = (size - 1) * REFERENCE_SIZE / config.localize.image_size, config.augment.scar_width[1]
     if widest >= crop:
         raise configuration.ConfigError(
             f"augment.scar_width: must be below {crop:g} for the {size} px patches of "
@@ -208,11 +209,12 @@ def _gradcam(
         }
         key = record.fingerprint(parts, (gradcam, gde))
         if not record.has_arrays(path, key):
-            net = experiment.load_network(config, METHOD, images.name, seed, root, device)
+            net = experiment.load_network(config, METHOD, image_level, seed, root, device)
             score = gradcam.logit_score
             if config.localize.cam_target == "density":
-                with np.load(folder / f"seed{seed}.npz") as file:
-                    fitted = gde.density(config.gde.density).fit(file["train"])
+                in_float32 = replace(config.train, precision="float32")  # as gradients are taken
+                normal = train.embed(net, image_level.train.to(device), in_float32)
+                fitted = gde.density(config.gde.density).fit(normal.numpy())
                 score = gradcam.density_score(fitted, device)
             cams = gradcam.maps(net, image_level.test.to(device), score, config.localize.cam_relu)
             record.save_arrays(path, key, maps=cams)

@@ -92,17 +92,17 @@ def placements(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
     return cells.fillna("")
 
 
-def compare(metrics: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """Differences of mean pixel AUC in percent points that answer the questions of section 4.2, for patches
-    of each size: against GradCAM and the untrained control, a density per location against a shared one, and
-    the first size against the others. A row per category and question."""
+def compare(metrics: pd.DataFrame, config: Config, metric: str = "pixel_auc") -> pd.DataFrame:
+    """Differences of the mean of a metric in percent points that answer the questions of section 4.2, for
+    patches of each size: against GradCAM and the untrained control, a density per location against a shared
+    one, and the first size against the others. A row per category and question."""
     first, *others = config.localize.patch_sizes
     rows = []
     for category, part in metrics.groupby("category", sort=False):
-        means = part.groupby(["encoder", "patch_size", "density"])["pixel_auc"].mean()
+        means = part.groupby(["encoder", "patch_size", "density"])[metric].mean()
         auc = defaultdict(lambda: np.nan, means.items())
         placement = config.localize.density(category)
-        cam = part.loc[part["encoder"] == "gradcam", "pixel_auc"].mean()
+        cam = part.loc[part["encoder"] == "gradcam", metric].mean()
         for p in (first, *others):
             ours, control = (auc[encoder, p, placement] for encoder in ("trained", "untrained"))
             gain = auc["trained", p, "per_location"] - auc["trained", p, "shared"]
@@ -115,6 +115,19 @@ def compare(metrics: pd.DataFrame, config: Config) -> pd.DataFrame:
             gain = auc["trained", first, placement] - auc["trained", p, placement]
             rows.append((category, f"{first} px patches against {p} px", gain))
     return pd.DataFrame(rows, columns=["category", "question", "difference"]).dropna()
+
+
+def proxy_accuracy(config: Config) -> pd.DataFrame:
+    """Accuracy of the 3-way task on crops (chance 1/3) over the last tenth of the updates, mean over seeds:
+    a row per category that is there, a column per patch size."""
+    rows = {}
+    for category in config.localize.categories:
+        path = study_folder(config) / "patches" / category / "history.csv"
+        if path.exists():
+            table = pd.read_csv(path)
+            ends = table[table["update"] > 0.9 * table["update"].max()]
+            rows[category] = ends.groupby("patch_size")["accuracy"].mean()
+    return pd.DataFrame(rows).T.rename_axis("category").rename_axis(columns="patch size (px)")
 
 
 # --- maps and images to draw ----------------------------------------------------------------------

@@ -9,8 +9,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm, SymLogNorm
 from matplotlib.figure import Figure
+from scipy import ndimage
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
@@ -39,11 +40,11 @@ def use_style() -> None:
     )
 
 
-def save(figure: Figure, config: Config, name: str) -> Path:
-    """Write results/<study>/figures/<name>.png."""
+def save(figure: Figure, config: Config, name: str, dpi: int | None = None) -> Path:
+    """Write results/<study>/figures/<name>.png; fewer dots per inch for many photographs."""
     path = study_folder(config) / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(path, dpi=dpi, metadata={"Software": None})
     return path
 
 
@@ -79,8 +80,7 @@ def image_grid(
             if titles:
                 axis.set_title(titles[i][j], fontsize=7, pad=2)
             if masks and masks[i][j] is not None and masks[i][j].any():
-                outline = masks[i][j].cpu().numpy().astype(float)
-                axis.contour(outline, [0.5], colors=ORANGE, linewidths=0.9)
+                axis.contour(_around(masks[i][j]), [0.5], colors=ORANGE, linewidths=0.9)
         if row_labels:
             axes[i][0].set_axis_on()
             axes[i][0].set(xticks=[], yticks=[])
@@ -88,6 +88,12 @@ def image_grid(
             label = row_labels[i].replace("_", " ")
             axes[i][0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
     return figure
+
+
+def _around(mask: Tensor) -> np.ndarray:
+    """A mask (height, width) with a margin, whose outline leaves visible what it encloses, however thin."""
+    margin = max(1, round(0.02 * mask.shape[0]))
+    return ndimage.binary_dilation(mask.cpu().numpy(), iterations=margin).astype(float)
 
 
 def category_examples(images: Category, per_kind: int = 6) -> Figure:
@@ -169,9 +175,9 @@ def heat_maps(
 ) -> Figure:
     """Test images in columns; rows: input, outline of the mask, and maps by name.
 
-    Each kind of map has one colour scale, taken from all test images of the category: maps with values of
-    both signs are centred on 0, others are logarithmic from their median on, as the distances of defects
-    differ by orders of magnitude.
+    Each kind of map has one colour scale, taken from all test images of the category and logarithmic, as the
+    distances of defects differ by orders of magnitude: from their median on, or, for maps with values of both
+    signs, in both directions from the median of their size on.
 
     Args:
         chosen: indices of test images.
@@ -190,16 +196,21 @@ def heat_maps(
             if name not in maps:
                 axis.imshow(to_array(images.test[k]), interpolation="nearest")
             if name != "input" and images.masks is not None and images.masks[k].any():
-                axis.contour(images.masks[k].numpy().astype(float), [0.5], colors=ORANGE, linewidths=0.9)
+                axis.contour(_around(images.masks[k]), [0.5], colors=ORANGE, linewidths=0.9)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=7, pad=2)
     for row, values in zip(axes[2:], maps.values(), strict=True):
         low, middle, high = np.quantile(values, [0.01, 0.5, 0.999])
-        most, middle = max(-low, high, 1e-12), max(middle, 1e-12)
-        norm = Normalize(-most, most) if low < 0 else LogNorm(middle, max(high, 1.01 * middle), clip=True)
+        if low < 0:
+            most, middle = max(-low, high, 1e-12), max(np.median(np.abs(values)), 1e-12)
+            norm = SymLogNorm(middle, vmin=-most, vmax=most, clip=True)
+        else:
+            middle = max(middle, 1e-12)
+            norm = LogNorm(middle, max(high, 1.01 * middle), clip=True)
         for axis, k in zip(row, chosen, strict=True):
             shown = axis.imshow(values[k], norm=norm, cmap="RdBu_r" if low < 0 else "viridis")
-        figure.colorbar(shown, ax=list(row), pad=0.01, aspect=12).ax.tick_params(labelsize=6)
+        bar = figure.colorbar(shown, ax=list(row), pad=0.01, aspect=12)
+        bar.ax.tick_params(labelsize=6, which="both")
     return figure
 
 

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,14 +27,18 @@ from cplib.study import ExperimentError
 
 log = logging.getLogger(__name__)
 
+# Tables of a run, and their significant digits. Log-densities are large and differ little: with 6 digits,
+# ties moved the AUC by up to 0.03. More than 9 depend on the number of threads
+_TABLES = {"scores": 9, "history": 6, "densities": 6}
+
 
 def fingerprint(parts: dict[str, Any], modules: Iterable[ModuleType]) -> str:
     """SHA-256 of parameters and of the sources of modules, comments aside."""
-    parts = {**parts, "sources": [_source_digest(Path(m.__file__)) for m in modules]}
+    parts = {**parts, "sources": [source_digest(Path(m.__file__)) for m in modules]}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _source_digest(path: Path) -> str:
+def source_digest(path: Path) -> str:
     """Digest of a module's code without comments, docstrings and layout."""
     tree = ast.parse(path.read_text())
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
@@ -101,31 +105,75 @@ def add_note(folder: Path, seed: int | str, note: dict[str, Any]) -> None:
     replace_text(folder / "metrics.json", json.dumps({"seeds": list(notes.values())}, indent=1))
 
 
+def copy_note(source: Path, target: Path, seed: int) -> None:
+    """Note of a seed what another run notes of how it was made, not of its results, which are made anew."""
+    note = read_notes(source).get(seed, {})
+    add_note(target, seed, {k: v for k, v in note.items() if k not in ("auc", "fingerprint", "results")})
+
+
+def results_key(embeddings: str, config: Config) -> str:
+    """Fingerprint of all that decides a seed's scores, given that of its embeddings."""
+    return fingerprint({"embeddings": embeddings, "densities": config.gde.densities}, (gde,))
+
+
+def seeds_with_results(folder: Path, keys: Sequence[str], config: Config) -> set[int]:
+    """Seeds whose results are there as they would be made now, whatever became of their arrays.
+
+    Args:
+        keys: fingerprints of the embeddings of seeds 0, 1, ...
+    """
+    if not all((folder / f"{name}.csv").exists() for name in _TABLES):
+        return set()
+    notes, there = read_notes(folder), set(pd.read_csv(folder / "scores.csv", usecols=["seed"])["seed"])
+    wanted = {seed: results_key(key, config) for seed, key in enumerate(keys)}
+    return {s for s, key in wanted.items() if s in there and notes.get(s, {}).get("results") == key}
+
+
 def write_results(
-    folder: Path, arrays: Path, config: Config, method: str, images: data.Category, n_seeds: int
+    folder: Path,
+    arrays: Path,
+    config: Config,
+    method: str,
+    images: data.Category,
+    n_seeds: int,
+    kept: Collection[int] = (),
 ) -> None:
-    """Scores, history and metrics of all seeds, from the arrays; each file replaced as a whole."""
-    scores, histories, densities, metrics, notes = [], [], [], [], read_notes(folder)
+    """Scores, history and metrics of all seeds, from the arrays; each file replaced as a whole.
+
+    Args:
+        kept: seeds whose rows are taken from the present files, as `seeds_with_results` gives them.
+    """
+    old = {name: pd.read_csv(folder / f"{name}.csv") for name in _TABLES} if kept else {}
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in _TABLES}
+    metrics, notes = [], read_notes(folder)
     for seed in range(n_seeds):
+        if seed in kept:
+            metrics.append(notes[seed])
+            for name, table in old.items():
+                parts[name].append(table[table["seed"] == seed])
+            continue
         with np.load(arrays / f"seed{seed}.npz") as file:
             normal, test = file["train"], file["test"]
             key, history = str(file["fingerprint"]), json.loads(str(file["history"]))
-        table = score_table(images)
-        table.insert(0, "seed", seed)
-        auc = {}
+        scores, auc, densities = score_table(images), {}, []
         for name in config.gde.densities:
             density = gde.density(name).fit(normal)
             on_test = density.score_samples(test) if len(test) else np.empty(0)
-            table[name] = np.concatenate([density.score_samples(normal), on_test])
+            scores[name] = np.concatenate([density.score_samples(normal), on_test])
             if images.labels.any() and not images.labels.all():
                 auc[name] = round(float(roc_auc_score(images.labels, on_test)), 6)
             held_out = gde.held_out_log_density(name, normal) if len(normal) >= 4 else np.nan
-            densities.append((seed, name, auc.get(name, np.nan), held_out))
-        scores.append(table)
-        rows = pd.DataFrame(history, columns=["update", "learning_rate", "loss", "accuracy"])
-        rows.insert(0, "seed", seed)
-        histories.append(rows)
-        metrics.append({**notes.get(seed, {}), "seed": seed, "auc": auc, "fingerprint": key})
+            densities.append((name, auc.get(name, np.nan), held_out))
+        tables = {
+            "scores": scores,
+            "history": pd.DataFrame(history, columns=["update", "learning_rate", "loss", "accuracy"]),
+            "densities": pd.DataFrame(densities, columns=["density", "auc", "held_out_log_density"]),
+        }
+        for name, table in tables.items():
+            table.insert(0, "seed", seed)
+            parts[name].append(table)
+        made = {"auc": auc, "fingerprint": key, "results": results_key(key, config)}
+        metrics.append({**notes.get(seed, {}), "seed": seed, **made})
     summary = {
         "method": method,
         "category": images.name,
@@ -138,13 +186,9 @@ def write_results(
         "data": images.digest,
         "seeds": metrics,
     }
-    # Log-densities are large and differ little: with 6 digits, ties moved the AUC by up to 0.03. More
-    # than 9 depend on the number of threads
-    replace_text(folder / "scores.csv", pd.concat(scores).to_csv(index=False, float_format="%.9g"))
-    replace_text(folder / "history.csv", pd.concat(histories).to_csv(index=False, float_format="%.6g"))
-    columns = ["seed", "density", "auc", "held_out_log_density"]
-    table = pd.DataFrame(densities, columns=columns)
-    replace_text(folder / "densities.csv", table.to_csv(index=False, float_format="%.6g"))
+    for name, digits in _TABLES.items():
+        text = pd.concat(parts[name]).to_csv(index=False, float_format=f"%.{digits}g")
+        replace_text(folder / f"{name}.csv", text)
     replace_text(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from cplib.config import Config
-from cplib.study import ExperimentError, curve_runs, load_scores, study_folder
+from cplib.study import ExperimentError, load_scores, study_folder
 
 PUBLISHED = Path("results/published/published_results.csv")
 ENSEMBLE = "ensemble_3way"
@@ -45,6 +46,8 @@ def seed_aucs(config: Config, density: str | None = None) -> pd.DataFrame:
     """
     density = density or config.gde.density
     absent, rows = set(missing_runs(config)), []
+    # the ensemble is of the seeds that all categories have, as the averages are
+    in_ensemble = min((config.n_seeds("cutpaste_3way", c) for c in config.categories), default=0)
     for method in config.methods:
         for category in config.categories:
             if f"{method}-{category}" in absent:
@@ -53,7 +56,7 @@ def seed_aucs(config: Config, density: str | None = None) -> pd.DataFrame:
             by_seed = aucs_of(scores, density)
             rows += [(method, category, seed, auc) for seed, auc in by_seed.items()]
             if method == "cutpaste_3way" and len(by_seed):
-                labels, values = ensemble_scores(scores, density)
+                labels, values = ensemble_scores(scores[scores["seed"] < in_ensemble], density)
                 rows.append((ENSEMBLE, category, 0, _auc(labels, values)))
     return pd.DataFrame(rows, columns=["method", "category", "seed", "auc"])
 
@@ -99,8 +102,8 @@ def _auc(labels: Sequence[int], scores: Sequence[float]) -> float:
 
 
 def density_choice(config: Config) -> pd.DataFrame:
-    """Each density averaged over the runs of the grid: AUC in percent, and the log-density of held-out
-    normal training images, by which a density can be chosen without a look at test images.
+    """Each density averaged over the runs of the grid, a run's seeds first: AUC in percent, and the
+    log-density of held-out normal training images, which chooses one without a look at test images.
 
     Returns:
         Columns density, runs, auc, held_out_log_density; a row per density.
@@ -109,10 +112,10 @@ def density_choice(config: Config) -> pd.DataFrame:
     for method in config.methods:
         for category in config.categories:
             if f"{method}-{category}" not in absent:
-                folder = study_folder(config) / "runs" / method / category
-                parts.append(pd.read_csv(folder / "densities.csv"))
+                table = pd.read_csv(study_folder(config) / "runs" / method / category / "densities.csv")
+                parts.append(table.groupby("density", sort=False)[["auc", "held_out_log_density"]].mean())
     groups = pd.concat(parts).groupby("density", sort=False)
-    table = groups[["auc", "held_out_log_density"]].mean()
+    table = groups.mean()
     table["auc"] *= 100
     table.insert(0, "runs", groups.size())
     return table.reset_index()
@@ -235,38 +238,56 @@ def compare(aucs: pd.DataFrame, config: Config, better: str, worse: str, *tables
     """Whether one method beats another on the average over the study's categories.
 
     Returns:
-        difference of the means in percent points, stderr of the difference, the paper's difference for
-        the same categories (else over all of MVTec AD), and the verdict: "holds" or "does not hold" where
-        the difference exceeds two standard errors, else "undecided".
+        difference of the means in percent points, its stderr, margin (half its 95 % confidence interval, by
+        Welch's t), the paper's difference for the same categories (else over all of MVTec AD), and the
+        verdict. One seed on a side tells no spread: stderr and margin are NaN then.
     """
     rows = beside_paper(summarize(aucs, config), config, *tables)
     rows = rows[rows["group"] == "all"].set_index("method")
     if better not in rows.index or worse not in rows.index:
-        return {"difference": np.nan, "stderr": np.nan, "paper": np.nan, "verdict": "not run"}
+        return dict.fromkeys(("difference", "stderr", "margin", "paper"), np.nan) | {"verdict": "not run"}
     a, b = rows.loc[better], rows.loc[worse]
-    difference = a["mean"] - b["mean"]
-    # One seed tells no spread. What is one value by its nature has none: the spread is that of the other side
-    errors = [row["stderr"] for row in (a, b) if row.name != ENSEMBLE and not row.name.endswith(PRETRAINED)]
-    stderr = float(np.sqrt(np.square(errors).sum())) if errors else np.nan
-    paper = a["paper"] - b["paper"]
-    return {
-        "difference": difference,
-        "stderr": stderr,
-        "paper": paper,
-        "verdict": verdict(difference, stderr),
-    }
+    # Pretrained features have no seed, so no spread: it is that of the other side
+    sides = [(row["stderr"], row["n"]) for row in (a, b) if not row.name.endswith(PRETRAINED)]
+    found = {"difference": a["mean"] - b["mean"], **_spread(sides), "paper": a["paper"] - b["paper"]}
+    if a["paper_categories"] != b["paper_categories"]:  # one is known for our categories, the other is not
+        paper = published(*tables).query("group == 'all'").set_index("method")["auc"]
+        found["paper"] = paper.get(better, np.nan) - paper.get(worse, np.nan)
+    return found | {"verdict": verdict(found["difference"], found["margin"])}
+
+
+def _spread(sides: Sequence[tuple[float, int]]) -> dict[str, float]:
+    """Standard error of a sum or difference of means, and `margin`, half its 95 % confidence interval by
+    Welch's t, which weighs how few seeds there are.
+
+    Args:
+        sides: standard error and number of values of each mean.
+    """
+    variances = np.square([error for error, _ in sides])
+    stderr = float(np.sqrt(variances.sum())) if sides else np.nan
+    if np.isnan(stderr) or not stderr:
+        return {"stderr": stderr, "margin": stderr}
+    degrees = variances.sum() ** 2 / np.sum(variances**2 / [n - 1 for _, n in sides])
+    return {"stderr": stderr, "margin": float(stats.t.ppf(0.975, degrees)) * stderr}
+
+
+def margin_of(values: pd.Series) -> float:
+    """Half the 95 % confidence interval of the mean of values."""
+    return _spread([(standard_error(values), len(values))])["margin"]
 
 
 def comparison_cells(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of `compare` as tables show them: differences with a sign, the error without."""
-    cells = table.map(lambda v: v if isinstance(v, str) else "" if pd.isna(v) else f"{v:+.1f}")
+    cells = table.drop(columns="margin").map(
+        lambda v: v if isinstance(v, str) else "" if pd.isna(v) else f"{v:+.1f}"
+    )
     return cells.assign(stderr=["" if pd.isna(e) else f"{e:.1f}" for e in table["stderr"]])
 
 
-def verdict(difference: float, stderr: float) -> str:
-    """Whether a difference is above 0: "holds" or "does not hold" beyond two standard errors, else
-    "undecided"."""
-    if not abs(difference) > 2 * stderr:
+def verdict(difference: float, margin: float) -> str:
+    """Whether a difference is above 0: "holds" or "does not hold" where its 95 % confidence interval leaves
+    out 0, else "undecided", as without a margin."""
+    if not abs(difference) > margin:
         return "undecided"
     return "holds" if difference > 0 else "does not hold"
 
@@ -285,21 +306,16 @@ def compare_by_category(
     return pd.DataFrame(rows).T.rename_axis("category")
 
 
-def curve_points(config: Config) -> pd.DataFrame:
-    """AUC of the runs of the curves that are there: method, category, image_size, updates, seed, auc (%).
+def compare_kinds(aucs: pd.DataFrame, config: Config, better: str, worse: str) -> dict[str, object]:
+    """`compare` on synthetic defects, on the average over their kinds and over the categories (table 6).
 
-    Every method starts from the untrained network, at 0 updates.
+    Args:
+        aucs: columns method, category, seed, kind, auc in percent.
     """
-    rows = []
-    for point, method, category, root in curve_runs(config):
-        path = root / "runs" / method / category / "scores.csv"
-        if not path.exists():
-            continue
-        by_seed = aucs_of(pd.read_csv(path), config.gde.density)
-        size, updates = point.data.image_size, point.train.updates
-        methods = [method] if updates else config.curve.methods
-        rows += [(m, category, size, updates, seed, auc) for m in methods for seed, auc in by_seed.items()]
-    return pd.DataFrame(rows, columns=["method", "category", "image_size", "updates", "seed", "auc"])
+    wide = aucs.pivot_table(index=["method", "kind", "seed"], columns="category", values="auc", sort=False)
+    by_kind = wide.dropna().mean(axis=1).rename("auc").reset_index()  # seeds that all categories have
+    as_categories = replace(config, categories=tuple(dict.fromkeys(by_kind["kind"])), textures=())
+    return compare(by_kind.rename(columns={"kind": "category"}), as_categories, better, worse, "table6")
 
 
 def save(table: pd.DataFrame, cells: pd.DataFrame, config: Config, name: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from cplib import augment, data, experiment, gde, train
 from cplib import config as configuration
 from cplib.config import Config
-from cplib.study import load_embeddings, study_folder
+from cplib.study import study_folder
 
 GROUPS = ("normal", "anomalous", "cutpaste", "cutpaste_scar")
 AUGMENTED = GROUPS[2:]
@@ -36,12 +36,11 @@ def groups(config: Config, method: str, category: str, seed: int = 0) -> dict[st
     `normal` and `anomalous` are test images. The augmented ones are normal training images, at most
     `config.tsne.per_group`; row k of both kinds is made of the same image.
     """
-    net = experiment.load_network(config, method, category, seed)
-    _, test = load_embeddings(study_folder(config), method, category, seed)
     root = configuration.data_root(config)
     images = data.load_category(root, category, config.data.image_size, config.data.cache)
-    labels = images.labels.numpy()
-    found = {"normal": test[~labels].astype(np.float32), "anomalous": test[labels].astype(np.float32)}
+    net = experiment.load_network(config, method, images, seed)
+    test, labels = train.embed(net, images.test, config.train).numpy(), images.labels.numpy()
+    found = {"normal": test[~labels], "anomalous": test[labels]}
     order = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(config.tsne.seed))
     source = images.train[order[: config.tsne.per_group]]
     for k, view in enumerate(AUGMENTED):

@@ -4,7 +4,7 @@ choices that the paper does not state.
 python -m cplib.sensitivity --category bottle
 
 results/<study>/sensitivity/<category>.csv              factor, value, seed, density, AUC (in [0, 1])
-results/<study>/arrays/sensitivity/<category>/<factor>=<value>/    the runs; the default's is that of the grid
+results/<study>/sensitivity/<category>/<factor>=<value>/    the runs; the default's is that of the grid
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ def variants(config: Config) -> Iterator[Variant]:
         yield from found
 
 
+def folder(config: Config, category: str, variant: Variant) -> Path:
+    """Root of the results of a variant that is not the default."""
+    return study_folder(config) / "sensitivity" / category / f"{variant.factor}={variant.value}"
+
+
 def run(config: Config, category: str) -> Path:
     """Train all variants on one category; the default is the run of the grid, made if it is not there.
 
@@ -88,16 +93,15 @@ def run(config: Config, category: str) -> Path:
     section, rows = config.sensitivity, []
     path = study_folder(config) / "sensitivity" / f"{category}.csv"
     for variant in list(variants(config)):  # bad values show before hours of training
-        root = study_folder(config)
-        if not variant.is_default:
-            root = root / "arrays" / "sensitivity" / category / f"{variant.factor}={variant.value}"
+        root = study_folder(config) if variant.is_default else folder(config, category, variant)
         settings = config if variant.is_default else variant.config
         if settings.n_seeds(section.method, category) < section.seeds:
             raise ConfigError(
                 f"sensitivity.seeds: {section.seeds}, but the grid has fewer seeds of {section.method}"
             )
-        folder = experiment.run(settings, section.method, category, root, keep_weights=variant.is_default)
-        table = pd.read_csv(folder / "densities.csv")
+        options = {"keep_weights": variant.is_default, "results_suffice": True}
+        found = experiment.run(settings, section.method, category, root, **options)
+        table = pd.read_csv(found / "densities.csv")
         table = table[table["seed"] < section.seeds].assign(factor=variant.factor, value=str(variant.value))
         rows.append(table[COLUMNS])
         mean = 100 * table.loc[table["density"] == config.gde.density, "auc"].mean()
@@ -166,7 +170,8 @@ def summary(found: pd.DataFrame, config: Config, factors: Sequence[str]) -> pd.D
         found: as `aucs` gives it.
 
     Returns:
-        Columns factor, value, is_default, mean, stderr, n, change, change_stderr, paper, paper_change.
+        Columns factor, value, is_default, mean, stderr, n, change, change_stderr, change_margin (half the
+        95 % confidence interval), paper, paper_change.
     """
     paper = report.published("table7", "table8")
     paper = paper[paper["group"] == "all"].set_index("method")["auc"]
@@ -193,6 +198,7 @@ def summary(found: pd.DataFrame, config: Config, factors: Sequence[str]) -> pd.D
                     "n": len(values),
                     "change": change.mean(),
                     "change_stderr": report.standard_error(change),
+                    "change_margin": report.margin_of(change),
                     "paper": theirs,
                     "paper_change": theirs - paper_base,
                 }

@@ -10,7 +10,7 @@ results/<study>/patches/<category>/scores.csv           image scores; also histo
 results/<study>/arrays/patches/<category>/              per patch size and seed: weights, maps; GradCAM (.npz)
 results/<study>/curve/<size>px-<updates>/               the same, for the curves of AUC against updates
 results/<study>/transfer/<category>/                    transfer from ImageNet, as cplib.transfer describes
-results/<study>/sensitivity/<category>.csv              tables 7 and 8, as cplib.sensitivity describes
+results/<study>/sensitivity/                            tables 7 and 8, as cplib.sensitivity describes
 results/<study>/synthetic/scores.csv                    synthetic defects, as cplib.synthetic describes
 results/<study>/one_class/<class>/                      section 5.4, as cplib.one_class describes
 results/<study>/claims.csv                              the paper's claims, as cplib.claims describes
@@ -48,7 +48,8 @@ def curve_runs(config: Config) -> Iterator[tuple[Config, str, str, Path]]:
                     config,
                     data=replace(config.data, image_size=size),
                     train=replace(config.train, updates=updates),
-                    seeds=config.curve.seeds,
+                    # untrained networks cost seconds: as many seeds as the grid has
+                    seeds=config.curve.seeds if updates else config.n_seeds(method, category),
                     seeds_of={},
                 )
                 root = study_folder(config) / "curve" / f"{size}px-{updates}"

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from cplib import config as configuration
 from cplib import data, experiment, gde, record, report, train
 from cplib.config import Config
-from cplib.study import load_embeddings, study_folder
+from cplib.study import study_folder
 from cplib.synthetic_drawing import KINDS, Fillings, draw
 
 log = logging.getLogger(__name__)
@@ -70,19 +70,20 @@ def run(config: Config, fillings: Fillings | None = None) -> pd.DataFrame:
     for category in bar:
         root = configuration.data_root(config)
         images = data.load_category(root, category, config.data.image_size, config.data.cache)
-        labels = images.labels.numpy()
-        if labels.all():
+        if images.labels.all():
             raise data.DataError(f"{root / category}: no normal test images to draw defects on")
         normal = images.test[~images.labels]
         drawn = {kind: defects(config, category, normal, kind, fillings)[0] for kind in KINDS}
         for method in methods(config):
             for seed in range(min(config.n_seeds(method, category), section.seeds)):
-                net = experiment.load_network(config, method, category, seed)
-                fitted, test = load_embeddings(study_folder(config), method, category, seed)
-                density = gde.density(config.gde.density).fit(fitted)
-                low = density.score_samples(test[~labels])
-                embedded = train.embed(net, torch.cat(list(drawn.values())), config.train)
-                high = density.score_samples(embedded.half().numpy()).reshape(len(KINDS), -1)
+                net = experiment.load_network(config, method, images, seed)
+                density = gde.density(config.gde.density)
+                density.fit(train.embed(net, images.train, config.train).numpy())
+                low, high = (
+                    density.score_samples(train.embed(net, x, config.train).numpy())
+                    for x in (normal, torch.cat(list(drawn.values())))
+                )
+                high = high.reshape(len(KINDS), -1)
                 for kind, scores in zip(drawn, high, strict=True):
                     truth = [0] * len(low) + [1] * len(scores)
                     auc = float(roc_auc_score(truth, np.concatenate([low, scores])))

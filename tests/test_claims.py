@@ -19,7 +19,7 @@ def test_committed_claims_follow_from_the_committed_results(study, monkeypatch):
     committed = pd.read_csv(claims.path(study))
     assert list(committed["claim"]) == list(now["claim"])
     assert list(committed["verdict"]) == list(now["verdict"])
-    for column in ("difference", "stderr", "paper"):
+    for column in claims.Effect._fields:
         np.testing.assert_allclose(committed[column], now[column].astype(float), atol=1e-3)
 
 
@@ -43,20 +43,31 @@ def test_without_results_nothing_is_claimed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("difference", "stderr", "verdict"),
+    ("difference", "margin", "verdict"),
     [
-        (3.0, 1.0, "reproduced"),
-        (-3.0, 1.0, "not reproduced"),
-        (1.9, 1.0, "undecided"),
+        (3.0, 2.0, "reproduced"),
+        (-3.0, 2.0, "not reproduced"),
+        (1.9, 2.0, "undecided"),
         (9.0, np.nan, "undecided"),
         (np.nan, np.nan, "not run"),
     ],
 )
-def test_verdict_weighs_the_difference_against_its_error(difference, stderr, verdict, monkeypatch):
-    claim = claims.Claim("a", "b", lambda config: claims.Effect(difference, stderr, 2.0))
+def test_verdict_weighs_the_difference_against_its_error(difference, margin, verdict, monkeypatch):
+    claim = claims.Claim("a", "b", lambda config: claims.Effect(difference, margin / 2, margin, 2.0))
     monkeypatch.setattr(claims, "CLAIMS", (claim,))
     table = claims.evaluate(Config())
     assert table.loc[0, "verdict"] == verdict
     shown = claims.cells(table.assign(study="s")).loc["a", "s"]
     assert shown.endswith(verdict) and (verdict == "not run" or f"{difference:+.1f}" in shown)
     assert claims.count(table.assign(study="s")).loc["s", verdict] == 1
+
+
+def test_a_claim_that_a_file_lacks_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "path", lambda study: tmp_path / f"{study}.csv")
+    first = claims.CLAIMS[0]
+    row = {"claim": first.text, "source": first.source, "difference": 3.0, "stderr": 1.0, "margin": 2.0}
+    pd.DataFrame([row | {"paper": 1.0, "verdict": "reproduced"}]).to_csv(tmp_path / "old.csv", index=False)
+    table = claims.read(["old"])
+    assert list(table["claim"]) == [c.text for c in claims.CLAIMS]
+    assert list(table["verdict"]) == ["reproduced", *["not run"] * (len(table) - 1)]
+    assert claims.by_verdict(table) == {"old": {"reproduced": [first.text]}}

@@ -22,8 +22,8 @@ import torch
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from cplib import data, experiment, gde, model, train
-from cplib.config import CurveConfig, GdeConfig
+from cplib import data, experiment, gde, model, record, train
+from cplib.config import CurveConfig, GdeConfig, TrainConfig
 from cplib.study import load_embeddings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -257,7 +257,8 @@ def test_curve_takes_seeds_from_the_grid(config, category, tmp_path, monkeypatch
     grid = experiment.run(config, METHOD, "box")
     assert trained == [0, 1]
     experiment.run_curve(config)
-    assert trained == [0, 1, 0, 0]  # 0 and 1 updates; 2 updates are those of the grid
+    # untrained, as many seeds as the grid has; 1 update; 2 updates are those of the grid
+    assert trained == [0, 1, 0, 1, 0]
     root = Path("results/s/curve")
     assert sorted(p.name for p in root.iterdir()) == ["32px-0", "32px-1", "32px-2"]
     copied = pd.read_csv(root / "32px-2/runs/cutpaste/box/scores.csv")
@@ -269,7 +270,7 @@ def test_curve_takes_seeds_from_the_grid(config, category, tmp_path, monkeypatch
     ]
     assert notes[0] == notes[1]
     experiment.run_curve(config)
-    assert trained == [0, 1, 0, 0]
+    assert trained == [0, 1, 0, 1, 0]
 
 
 # --- interruptions --------------------------------------------------------------------------------
@@ -350,6 +351,58 @@ def test_weights_of_other_parameters_are_not_taken(run, config, trained, tmp_pat
         key = file.metadata()["fingerprint"]
     metrics = json.loads((tmp_path / "out/runs/cutpaste/box/metrics.json").read_text())
     assert metrics["seeds"][0]["fingerprint"] == key
+
+
+SUFFICE = {"keep_weights": False, "results_suffice": True}
+
+
+def test_results_suffice_where_the_arrays_are_not_in_the_clone(run, trained, tmp_path):
+    expected = results(run(seeds=2, options=SUFFICE))
+    shutil.rmtree(tmp_path / "out/arrays")
+    assert results(run(seeds=2, options=SUFFICE)) == expected and trained == [0, 1]
+    # one more seed: the first two are kept as they are
+    more = pd.read_csv(run(seeds=3, options=SUFFICE) / "scores.csv")
+    assert trained == [0, 1, 2]
+    assert more[more["seed"] < 2].to_csv(index=False, float_format="%.9g") == expected["scores.csv"]
+    # a seed less, and the first again with arrays, which somebody needs
+    assert results(run(seeds=2, options=SUFFICE)) == expected and trained == [0, 1, 2]
+    assert results(run(seeds=2)) == expected and trained == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"gde": GdeConfig("kde", ("kde",))}, {"train": TrainConfig(updates=3, sources=2, precision="float32")}],
+)
+def test_results_of_other_parameters_do_not_suffice(run, trained, tmp_path, change):
+    run(options=SUFFICE)
+    shutil.rmtree(tmp_path / "out/arrays")
+    scores = pd.read_csv(run(options=SUFFICE, **change) / "scores.csv")
+    assert trained == [0, 0]
+    assert set(scores) >= set(change.get("gde", GdeConfig("ridge", ("ridge",))).densities)
+
+
+def test_run_killed_between_copied_arrays_and_tables_leaves_no_old_scores(run, config, tmp_path, monkeypatch):
+    """A copied note must not vouch for scores that are of other parameters."""
+    other = replace(config.train, learning_rate=0.1)
+    run(options=SUFFICE)
+    experiment.run(replace(config, train=other), METHOD, "box", tmp_path / "donor", keep_weights=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "write_results", lambda *a: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            run(train=other, options=SUFFICE | {"reuse": tmp_path / "donor"})
+    expected = results(tmp_path / "donor/runs/cutpaste/box")
+    assert results(run(train=other, options=SUFFICE)) == expected
+
+
+def test_network_of_other_parameters_is_not_loaded(run, config, category, tmp_path):
+    run()
+    box = data.load_category(category.parent, "box", 32)
+    out = tmp_path / "out"
+    assert not experiment.load_network(config, METHOD, box, 0, out).training
+    for change, told in ((replace(config.train, updates=3), "other parameters"), (None, "not there")):
+        wanted = replace(config, train=change) if change else config
+        with pytest.raises(experiment.ExperimentError, match=told):
+            experiment.load_network(wanted, METHOD, box, 0 if change else 1, out)
 
 
 CHILD = """

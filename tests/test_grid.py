@@ -11,11 +11,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
 
-from cplib import experiment, grid, grid_results, record
+from cplib import data, experiment, grid, grid_results, record
 from cplib.config import CurveConfig, OneClassConfig
 from cplib.grid import Job
 
@@ -56,6 +57,18 @@ def test_without_timm_transfer_is_left_out_and_told(study, monkeypatch, caplog):
     assert "transfer" not in {j.part for j in grid.jobs(study)} and "pip install timm" in caplog.text
 
 
+def test_key_of_a_job_tells_what_decides_it_but_not_where_files_lie(study):
+    job = Job("transfer", "cutpaste_3way", "box")
+
+    def key(section, **changes):
+        return grid.key(replace(study, **{section: replace(getattr(study, section), **changes)}), job)
+
+    assert key("data", root="here/mvtec", cache="a") == key("data", root="/there/mvtec", cache="b")
+    weights = ("none", "pretrained", "weights/b0.safetensors", "weights/b4.safetensors")
+    assert len({key("transfer", weights=w) for w in weights}) == 4
+    assert key("transfer", weights="weights/b0.safetensors") == key("transfer", weights="/w/b0.safetensors")
+
+
 def test_jobs_that_write_the_same_files_share_a_place():
     same = [Job("detection", "cutpaste_3way", "box", 0), Job("detection", "cutpaste_3way", "box", 1)]
     same += [Job("patch", "cutpaste_3way", "box", 0), Job("sensitivity", "cutpaste_3way", "box")]
@@ -94,8 +107,9 @@ def test_slices_give_what_an_uninterrupted_run_gives_and_merge_into_the_study(st
     with tarfile.open("heavy.tar") as tar:
         tar.extractall("heavy", filter="data")
     assert grid_results.merge(study, Path("heavy")) == 0
+    box = data.load_category(Path(study.data.root), "box", study.data.image_size)
     whole_net, net = (
-        experiment.load_network(c, "cutpaste", "box", 0) for c in (replace(study, study="w"), study)
+        experiment.load_network(c, "cutpaste", box, 0) for c in (replace(study, study="w"), study)
     )
     for a, b in zip(whole_net.parameters(), net.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
@@ -123,6 +137,15 @@ def test_slices_give_what_an_uninterrupted_run_gives_and_merge_into_the_study(st
         Path("results/s/runs/cutpaste/box/scores.csv").read_bytes(),
     )
     assert before == after
+
+
+def test_a_refused_seed_leaves_the_accepted_ones_with_their_tables(study, caplog):
+    experiment.run(study, "cutpaste", "box", Path("slices/results/s"))
+    bad = Path("slices/results/s/arrays/cutpaste/box/seed1.npz")
+    bad.write_bytes(b"damaged")
+    assert grid_results.merge(study, Path("slices")) == 1
+    scores = pd.read_csv("results/s/runs/cutpaste/box/scores.csv")
+    assert set(scores["seed"]) == {0} and "seed1.npz: refused" in caplog.text
 
 
 def test_results_made_in_another_way_are_not_overwritten(study, caplog):

@@ -18,6 +18,7 @@ from cplib import augment, data, experiment, localize, model, patch_experiment, 
 from cplib import config as configuration
 from cplib.config import ConfigError, LocalizeConfig
 from cplib.data import DataError
+from cplib.patches import draw_scars
 from cplib.study import ExperimentError, load_patch_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -262,7 +263,17 @@ def test_scars_of_every_preset_fit_into_its_crops(preset):
             assert changes == config.augment
 
 
+def test_scars_as_long_as_the_crop_allows_fit_at_any_angle():
+    lite = Path(__file__).parents[1] / "params/lite.yaml"
+    config = configuration.load(lite, {"augment.scar_length": (10.0, 80.0)})
+    for size in config.localize.patch_sizes:
+        changes = patch_experiment.augment_of(config, size)
+        stretched = augment._for_crops(changes, config.localize.image_size, size)
+        for seed in range(200):
+            draw_scars(64, (size, size), stretched, torch.Generator().manual_seed(seed))
+
+
 def test_scars_wider_than_the_crop_are_an_error(config):
     wide = replace(config, augment=replace(config.augment, scar_width=(2.0, 70.0)))
-    with pytest.raises(ConfigError, match=r"augment.scar_width: must be below 64 for the 64 px patches"):
+    with pytest.raises(ConfigError, match=r"augment.scar_width: must be below 63 for the 64 px patches"):
         patch_experiment.augment_of(wide, 64)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from cplib import report
@@ -95,7 +96,41 @@ def test_foreign_categories_stand_beside_the_average_of_the_paper(study):
     assert np.isnan(rows.loc[("cutpaste_3way", "weave"), "paper"])
 
 
-def test_claim_needs_two_standard_errors(study):
+def test_margin_is_half_of_welchs_confidence_interval(study):
+    aucs = report.seed_aucs(study)
+    few = aucs[(aucs["method"] != "untrained") | (aucs["seed"] < 2)]
+    found = report.compare(few, study, "cutpaste_3way", "untrained")
+    a, b = (
+        few[few["method"] == m].groupby("seed")["auc"].mean().to_numpy()
+        for m in ("cutpaste_3way", "untrained")
+    )
+    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert found["difference"] - found["margin"] == pytest.approx(interval.low)
+    assert found["difference"] + found["margin"] == pytest.approx(interval.high)
+
+
+def test_papers_difference_is_between_values_for_the_same_categories(study):
+    """The paper has GradCAM over all of MVTec AD alone, the patch model also by category."""
+    rows = [(m, c, s, 90.0) for m in ("cutpaste_3way", "gradcam") for c in study.categories for s in (0, 1)]
+    aucs = pd.DataFrame(rows, columns=["method", "category", "seed", "auc"])
+    found = report.compare(aucs, study, "cutpaste_3way", "gradcam", "table2", "section4.2")
+    assert found["paper"] == pytest.approx(96.0 - 88.3)
+
+
+def test_synthetic_defects_are_compared_over_seeds_that_all_categories_have(study):
+    levels = {"bottle": 99.0, "wood": 50.0}
+    rows = [
+        (m, c, s, k, levels[c])
+        for m in ("cutpaste_3way", "cutout")
+        for c in levels
+        for s in range(3 if (m, c) == ("cutout", "wood") else 2)
+        for k in ("digit", "square")
+    ]
+    aucs = pd.DataFrame(rows, columns=["method", "category", "seed", "kind", "auc"])
+    assert report.compare_kinds(aucs, study, "cutpaste_3way", "cutout")["difference"] == 0
+
+
+def test_claim_needs_a_confidence_interval_off_zero(study):
     aucs = report.seed_aucs(study)
     assert report.compare(aucs, study, "cutpaste_3way", "untrained")["verdict"] == "holds"
     assert report.compare(aucs, study, "untrained", "cutpaste_3way")["verdict"] == "does not hold"
