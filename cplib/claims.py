@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from cplib import comparison, one_class, patch_report, record, report, sensitivity, transfer_record
 from cplib import config as configuration
-from cplib import one_class, patch_report, record, report, sensitivity, transfer_record
 from cplib.config import Config
 from cplib.study import ExperimentError, study_folder
 
@@ -66,7 +66,7 @@ def _methods(better: str, worse: str, table: str = "table1") -> Measure:
 
 
 def _compare(aucs: pd.DataFrame, config: Config, better: str, worse: str, *tables: str) -> Effect:
-    return _effect(report.compare(aucs, config, better, worse, *tables))
+    return _effect(comparison.compare(aucs, config, better, worse, *tables))
 
 
 def _effect(found: dict[str, Any]) -> Effect:
@@ -95,7 +95,7 @@ def _transfer(better: str, worse: str) -> Measure:
 def _synthetic(better: str, worse: str) -> Measure:
     def measure(config: Config) -> Effect:
         table = pd.read_csv(study_folder(config) / "synthetic" / "scores.csv")
-        return _effect(report.compare_kinds(table.assign(auc=100 * table["auc"]), config, better, worse))
+        return _effect(comparison.compare_kinds(table.assign(auc=100 * table["auc"]), config, better, worse))
 
     return measure
 
@@ -204,7 +204,7 @@ def evaluate(config: Config) -> pd.DataFrame:
             effect = Effect()
         verdict = NOT_RUN
         if not np.isnan(effect.difference):
-            verdict = VERDICTS[report.verdict(effect.difference, effect.margin)]
+            verdict = VERDICTS[comparison.verdict(effect.difference, effect.margin)]
         rows.append((claim.text, claim.source, *effect, verdict))
     return pd.DataFrame(rows, columns=["claim", "source", *Effect._fields, "verdict"])
 

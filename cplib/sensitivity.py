@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from cplib import comparison, data, experiment, record, report
 from cplib import config as configuration
-from cplib import data, experiment, record, report
 from cplib.config import Config, ConfigError
 from cplib.study import study_folder
 
@@ -198,7 +198,7 @@ def summary(found: pd.DataFrame, config: Config, factors: Sequence[str]) -> pd.D
                     "n": len(values),
                     "change": change.mean(),
                     "change_stderr": report.standard_error(change),
-                    "change_margin": report.margin_of(change),
+                    "change_margin": comparison.margin_of(change),
                     "paper": theirs,
                     "paper_change": theirs - paper_base,
                 }

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from cplib import report
+from cplib import comparison, report
 from cplib.config import Config
 from cplib.study import ExperimentError, curve_runs, load_scores
 
@@ -99,7 +99,7 @@ def test_foreign_categories_stand_beside_the_average_of_the_paper(study):
 def test_margin_is_half_of_welchs_confidence_interval(study):
     aucs = report.seed_aucs(study)
     few = aucs[(aucs["method"] != "untrained") | (aucs["seed"] < 2)]
-    found = report.compare(few, study, "cutpaste_3way", "untrained")
+    found = comparison.compare(few, study, "cutpaste_3way", "untrained")
     a, b = (
         few[few["method"] == m].groupby("seed")["auc"].mean().to_numpy()
         for m in ("cutpaste_3way", "untrained")
@@ -113,7 +113,7 @@ def test_papers_difference_is_between_values_for_the_same_categories(study):
     """The paper has GradCAM over all of MVTec AD alone, the patch model also by category."""
     rows = [(m, c, s, 90.0) for m in ("cutpaste_3way", "gradcam") for c in study.categories for s in (0, 1)]
     aucs = pd.DataFrame(rows, columns=["method", "category", "seed", "auc"])
-    found = report.compare(aucs, study, "cutpaste_3way", "gradcam", "table2", "section4.2")
+    found = comparison.compare(aucs, study, "cutpaste_3way", "gradcam", "table2", "section4.2")
     assert found["paper"] == pytest.approx(96.0 - 88.3)
 
 
@@ -127,17 +127,17 @@ def test_synthetic_defects_are_compared_over_seeds_that_all_categories_have(stud
         for k in ("digit", "square")
     ]
     aucs = pd.DataFrame(rows, columns=["method", "category", "seed", "kind", "auc"])
-    assert report.compare_kinds(aucs, study, "cutpaste_3way", "cutout")["difference"] == 0
+    assert comparison.compare_kinds(aucs, study, "cutpaste_3way", "cutout")["difference"] == 0
 
 
 def test_claim_needs_a_confidence_interval_off_zero(study):
     aucs = report.seed_aucs(study)
-    assert report.compare(aucs, study, "cutpaste_3way", "untrained")["verdict"] == "holds"
-    assert report.compare(aucs, study, "untrained", "cutpaste_3way")["verdict"] == "does not hold"
-    assert report.compare(aucs, study, "cutpaste", "cutpaste")["verdict"] == "undecided"
-    assert report.compare(aucs, study, "cutpaste", "rotation")["verdict"] == "not run"
+    assert comparison.compare(aucs, study, "cutpaste_3way", "untrained")["verdict"] == "holds"
+    assert comparison.compare(aucs, study, "untrained", "cutpaste_3way")["verdict"] == "does not hold"
+    assert comparison.compare(aucs, study, "cutpaste", "cutpaste")["verdict"] == "undecided"
+    assert comparison.compare(aucs, study, "cutpaste", "rotation")["verdict"] == "not run"
     one_seed = aucs[(aucs["method"] != "untrained") | (aucs["seed"] == 0)]
-    assert report.compare(one_seed, study, "cutpaste_3way", "untrained")["verdict"] == "undecided"
+    assert comparison.compare(one_seed, study, "cutpaste_3way", "untrained")["verdict"] == "undecided"
 
 
 def test_missing_runs_are_named_and_left_out(study):
