@@ -62,8 +62,9 @@ def load(path: str | Path = "params.yaml", overrides: Mapping[str, Any] | None =
 
     Args:
         path: YAML file with the sections of `Config`; keys that it leaves out keep their defaults.
-        overrides: dotted names to values, such as `{"train.updates": 100}`. A value that is a string
-            is read as YAML would read it, so the command line can pass text.
+        overrides: dotted names to values, such as `{"train.updates": 100}` or the same,
+            `{"train": {"updates": 100}}`. A value that is a string is read as YAML would read it, so
+            the command line can pass text.
 
     Raises:
         ConfigError: unreadable file, unknown name, wrong type or impossible value; names the key.
@@ -141,16 +142,20 @@ def data_root(config: Config) -> Path:
 
 
 def _set(tree: dict[str, Any], name: str, value: Any) -> None:
-    """Set a dotted name in nested dictionaries; strings are read as YAML."""
+    """Set a dotted name in nested dictionaries; strings are read as YAML, a section keeps its other keys."""
     *sections, key = name.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"{name}: {section} is not a section")
     try:
-        tree[key] = yaml.safe_load(value) if isinstance(value, str) else value
+        value = yaml.safe_load(value) if isinstance(value, str) else value
     except yaml.YAMLError:
         raise ConfigError(f"{name}: {value!r} is not valid YAML") from None
+    is_section = dataclasses.is_dataclass(typing.get_type_hints(Config).get(name))
+    if is_section and isinstance(value, dict) and isinstance(tree.get(key), dict):
+        value = {**tree[key], **value}
+    tree[key] = value
 
 
 def _build(kind: type, tree: Any, prefix: str) -> Any:

@@ -213,6 +213,14 @@ def test_overrides_are_read_as_yaml_reads_them(tmp_path, name, text, value):
     assert leaves(load(path, {name: value}))[name] == value
 
 
+@pytest.mark.parametrize("value", [{"updates": 7}, "{updates: 7}"])
+def test_override_of_a_section_keeps_its_other_parameters(tmp_path, value):
+    path = write(tmp_path, "train: {updates: 3, sources: 5}\nseeds_of: {a: 2}")
+    found = load(path, {"train": value, "seeds_of": {"b": 3}})
+    assert (found.train.updates, found.train.sources) == (7, 5)
+    assert found.seeds_of == {"b": 3}
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
