@@ -19,7 +19,6 @@ from tqdm import tqdm
 from cplib.config import TrainConfig
 from cplib.gde import DensityError
 from cplib.model import STEMS
-from cplib.train import autocast
 
 WIDTH = 512  # of the embeddings of a ResNet-18
 _LEAST_VARIANCE = 1e-12  # as cplib.gde: keeps the inverse where all embeddings are equal
@@ -51,7 +50,8 @@ def embed_patches(
         net: model with `embed`, in evaluation mode, on the device of the images.
         images: (n, 3, size, size) uint8.
         stride: of the patches, in pixels.
-        config: for precision and memory layout.
+        config: for the stem and the memory layout. The precision is always float32: bfloat16 hides
+            differences between patches from untrained networks, and so flattered ours beside the control.
         batch_size: most patches at a time; 0 for what the device's memory and cache bear.
         title: of the progress bar.
 
@@ -72,9 +72,7 @@ def embed_patches(
 @torch.inference_mode()
 def _embed(net: nn.Module, patches: Tensor, config: TrainConfig) -> Tensor:
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    x = patches.contiguous(memory_format=layout).float().div_(255)
-    with autocast(x.device, config.precision):
-        return net.embed(x).float()
+    return net.embed(patches.contiguous(memory_format=layout).float().div_(255))
 
 
 def _batch_size(patch_size: int, stem: str, device: torch.device) -> int:

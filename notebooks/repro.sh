@@ -5,14 +5,18 @@ set -euo pipefail
 cores=$(nproc)
 jobs=${JOBS:-$cores}
 export OMP_NUM_THREADS=$((cores > jobs ? cores / jobs : 1))
-group=$((jobs > 4 ? 1 : 3)) # stages in one call of DVC, whose start takes seconds
-waves=(
-    'experiment@'
-    'patch_experiment@|auc_against_updates$|augmentations$|(transfer|sensitivity|one_class)@'
-    'table|figure|cifar10'
-)
-dvc repro demo_data clean
-for wave in "${waves[@]}"; do
-    dvc stage list --name-only | grep -E "^($wave)" | tac | xargs -P "$jobs" -n "$group" dvc --wait-for-lock repro -s
-done
+
+# side_by_side NUMBER: the stages of the input, so many in one call of DVC, whose start takes seconds
+side_by_side() {
+    xargs -P "$jobs" -n "$((jobs > 4 ? 1 : $1))" dvc --wait-for-lock repro -s
+}
+
+stages() {
+    dvc stage list --name-only | grep -E "^($1)" | tac
+}
+
+printf '%s\n' demo_data clean | xargs -P "$jobs" -n 1 dvc --wait-for-lock repro
+stages 'experiment@' | side_by_side 3
+stages 'patch_experiment@|auc_against_updates$|augmentations$|(transfer|sensitivity|one_class)@' | side_by_side 1
+stages 'table|figure|cifar10' | side_by_side 3
 dvc repro

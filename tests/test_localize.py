@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,15 @@ def test_embedding_of_a_patch_is_that_of_the_crop(net):
         crop = images[n : n + 1, :, 8 * i : 8 * i + 16, 8 * j : 8 * j + 16].float() / 255
         with torch.inference_mode():
             torch.testing.assert_close(found[n][i, j], net.embed(crop)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_patches_are_embedded_in_float32_whatever_training_takes(net):
+    images = random_images(1, 32)
+    half, full = (
+        next(localize.embed_patches(net, images, 16, 8, replace(CONFIG, precision=p)))
+        for p in ("bfloat16", "float32")
+    )
+    assert torch.equal(half, full)
 
 
 def test_the_papers_grids():
