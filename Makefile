@@ -7,6 +7,8 @@ VENV ?= .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 READY := $(VENV)/.ready
+# the lock is complete, so that several can install parts of it side by side
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 # `make repro` does so many runs side by side: one where they share a GPU, else one for each core, of which
 # training uses no more anyway (train.threads)
 JOBS ?= $(if $(shell command -v nvidia-smi),1,$(shell nproc))
@@ -19,8 +21,8 @@ help:  ## List the targets
 $(READY): requirements.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name another Python 3.11: make PYTHON=... "; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	grep -v '^#' requirements.txt | xargs -P 4 -n 30 $(PIP) --no-compile --no-deps
+	$(PIP) --no-deps -e .
 	touch $@
 
 setup: $(READY)  ## Virtual environment with the locked packages

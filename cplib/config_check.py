@@ -111,6 +111,8 @@ def _check_localize(local: LocalizeConfig, need: Callable[[bool, str, Any, str],
         exact = f"a divisor of {size - patch}, localize.image_size less localize.patch_sizes"
         need((size - patch) % stride == 0, "localize.stride", stride, exact)
     need(1 <= seeds <= 2**12, "localize.seeds", seeds, f"between 1 and {2**12}")
+    value = local.compare_seeds
+    need(1 <= value <= seeds, "localize.compare_seeds", value, f"between 1 and localize.seeds, {seeds}")
     need(0 <= local.updates < 2**20, "localize.updates", local.updates, "from 0 to 1048575")
     need(local.sources >= 1, "localize.sources", local.sources, "at least 1")
     need(local.learning_rate > 0, "localize.learning_rate", local.learning_rate, "above 0")

@@ -70,6 +70,7 @@ class LocalizeConfig:
     patch_sizes: tuple[int, ...] = (64,)
     stride: int = 4
     seeds: int = 5
+    compare_seeds: int = 1
     updates: int = 65536
     sources: int = 32
     learning_rate: float = 0.03
@@ -83,6 +84,10 @@ class LocalizeConfig:
     def density(self, category: str) -> str:
         """Placement of the density that the tables show for a category (section 4.2)."""
         return "per_location" if category in self.aligned else "shared"
+
+    def n_seeds(self, patch_size: int) -> int:
+        """Number of seeds of a patch size: the tables show the first one and compare it with the others."""
+        return self.seeds if patch_size == self.patch_sizes[0] else self.compare_seeds
 
 
 @dataclass(frozen=True)

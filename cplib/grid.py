@@ -26,7 +26,8 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,8 +130,9 @@ def do(config: Config, job: Job) -> None:
         up_to = replace(config, seeds=job.seed + 1, seeds_of={})
         experiment.run(up_to, job.method, job.category)
     elif job.part == "patch":
-        up_to = replace(config, localize=replace(config.localize, seeds=job.seed + 1))
-        patch_experiment.run(up_to, job.category)
+        local, seeds = config.localize, job.seed + 1
+        local = replace(local, seeds=seeds, compare_seeds=min(seeds, local.compare_seeds))
+        patch_experiment.run(replace(config, localize=local), job.category)
     elif job.part == "curve":
         for point, method, category, root in curve_runs(config):
             if (method, f"{category}@{root.name}") == (job.method, job.category):
@@ -163,6 +165,16 @@ def _child(config: Config, job: Job, folder: Path) -> None:
             os._exit(1)
 
 
+def _processes() -> BaseContext:
+    """How jobs start: forked from a server that has imported everything, which would take each job seconds;
+    the server starts no thread and no GPU, so that forking is safe."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")  # Windows
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__spec__.name])
+    return context
+
+
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
@@ -184,10 +196,10 @@ def run(
     end = time.monotonic() + seconds - _STOP_SECONDS
     config, todo, ledger = _absolute(config, folder), jobs(config, parts), finished(folder)
     waiting = [job for job in todo if ledger.get(str(job)) != key(config, job)]
-    running: dict[SpawnProcess, Job] = {}
+    running: dict[BaseProcess, Job] = {}
     failed = 0
     bar = tqdm(total=len(todo), initial=len(todo) - len(waiting), desc="grid", unit="job", disable=None)
-    context = multiprocessing.get_context("spawn")
+    context = _processes()
     try:
         while (waiting or running) and time.monotonic() < end:
             busy = {_place(job) for job in running.values()}

@@ -60,7 +60,7 @@ def run(config: Config, category: str, root: Path | None = None, device: torch.d
     local, training = config.localize, training_of(config)
     normal, test = images.train.to(device), images.test.to(device)
     for size in local.patch_sizes:
-        for seed in range(local.seeds):
+        for seed in range(local.n_seeds(size)):
             key = weights_key(config, images.digest, size, seed)
             wanted = [e for e in ENCODERS if not _has_maps(arrays, key, config, size, seed, e)]
             path = arrays / f"patch{size}-seed{seed}.safetensors"
@@ -69,7 +69,8 @@ def run(config: Config, category: str, root: Path | None = None, device: torch.d
             record.check_disk(arrays, _BYTES_PER_SEED)
             for stale in ("scores.csv", "metrics.csv"):  # of other parameters, or of fewer seeds
                 (folder / stale).unlink(missing_ok=True)
-            log.info("%s, %d px patches, seed %d of %d, %s", category, size, seed, local.seeds, device)
+            n = local.n_seeds(size)
+            log.info("%s, %d px patches, seed %d of %d, %s", category, size, seed, n, device)
             started, seconds = time.perf_counter(), {}
             if not record.has_weights(path, key):
                 _train(config, normal, path, key, size, seed)

@@ -57,7 +57,7 @@ def write_results(
     local, masks = config.localize, images.masks.numpy()
     scores, metrics, histories = [], [], []
     for size in local.patch_sizes:
-        for seed in range(local.seeds):
+        for seed in range(local.n_seeds(size)):
             histories.append(_history(arrays / f"patch{size}-seed{seed}.safetensors", size, seed))
             for encoder in ENCODERS:
                 table = pd.DataFrame(

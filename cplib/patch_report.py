@@ -112,8 +112,10 @@ def compare(metrics: pd.DataFrame, config: Config, metric: str = "pixel_auc") ->
                 (category, f"{p} px patches, density per location against shared", gain),
             ]
         for p in others:
-            gain = auc["trained", first, placement] - auc["trained", p, placement]
-            rows.append((category, f"{first} px patches against {p} px", gain))
+            ours = part[(part["encoder"] == "trained") & (part["density"] == placement)]
+            by_seed = ours.pivot(index="seed", columns="patch_size", values=metric)
+            gain = by_seed[first] - by_seed[p] if {first, p} <= set(by_seed) else pd.Series(dtype=float)
+            rows.append((category, f"{first} px patches against {p} px, same seeds", gain.mean()))
     return pd.DataFrame(rows, columns=["category", "question", "difference"]).dropna()
 
 

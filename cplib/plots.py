@@ -68,22 +68,26 @@ def image_grid(
         size: width of an image in inches.
     """
     columns = max(map(len, rows))
-    # room for labels and titles, or the images shrink and leave gaps
-    width, height = columns * size + 0.9 * bool(row_labels), len(rows) * size * (1.25 if titles else 1.02)
-    figure, axes = plt.subplots(len(rows), columns, figsize=(width, height), squeeze=False)
+    # places are computed, as the general layout takes over a second for that many axes
+    gap, label, title = 0.04, 0.9 * bool(row_labels), 0.3 * bool(titles)  # inches
+    width, height = label + columns * (size + gap), len(rows) * (size + gap + title)
+    figure = plt.figure(figsize=(width, height), layout="none")
+    spaces = {"left": label / width, "right": 1, "bottom": 0, "top": 1 - title / height}
+    spaces |= {"wspace": gap / size, "hspace": (gap + title) / size}
+    axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw=spaces)
     for i, row in enumerate(rows):
         for j, axis in enumerate(axes[i]):
+            axis.set(xticks=[], yticks=[])
             axis.set_axis_off()
             if j >= len(row):
                 continue
             axis.imshow(to_array(row[j]), interpolation="nearest")
             if titles:
-                axis.set_title(titles[i][j], fontsize=7, pad=2)
+                axis.set_title(titles[i][j], fontsize=7, pad=2, y=1)
             if masks and masks[i][j] is not None and masks[i][j].any():
                 axis.contour(_around(masks[i][j]), [0.5], colors=ORANGE, linewidths=0.9)
         if row_labels:
             axes[i][0].set_axis_on()
-            axes[i][0].set(xticks=[], yticks=[])
             axes[i][0].spines[:].set_visible(False)
             label = row_labels[i].replace("_", " ")
             axes[i][0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)

@@ -83,7 +83,7 @@ def load_patch_metrics(config: Config, category: str) -> pd.DataFrame:
         raise ExperimentError(f"{path}: not there; run {command}")
     table, local = pd.read_csv(path), config.localize
     have = set(table[["patch_size", "density", "seed"]].itertuples(index=False, name=None))
-    grid = {(p, d, s) for p in local.patch_sizes for d in local.densities for s in range(local.seeds)}
+    grid = {(p, d, s) for p in local.patch_sizes for d in local.densities for s in range(local.n_seeds(p))}
     if missing := sorted(grid - have):
         raise ExperimentError(f"{path}: lacks {missing[0]} (patch size, density, seed); run {command}")
     return table[table["patch_size"].isin([0, *local.patch_sizes])]

@@ -16,6 +16,7 @@ stages() {
 }
 
 printf '%s\n' demo_data clean | xargs -P "$jobs" -n 1 dvc --wait-for-lock repro
+stages 'experiment@untrained' | side_by_side 1  # first, as the other runs take their control from there
 stages 'experiment@' | side_by_side 3
 stages 'patch_experiment@|auc_against_updates$|augmentations$|(transfer|sensitivity|one_class)@' | side_by_side 1
 stages 'table|figure|cifar10' | side_by_side 3

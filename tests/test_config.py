@@ -170,6 +170,8 @@ def test_wrong_names_and_types_are_named(tmp_path, text, message):
         ("localize.stride", 0),
         ("localize.stride", 7),
         ("localize.seeds", 0),
+        ("localize.compare_seeds", 0),
+        ("localize.compare_seeds", 6),
         ("localize.updates", 2**20),
         ("localize.sources", 0),
         ("localize.learning_rate", 0),

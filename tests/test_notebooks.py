@@ -41,7 +41,7 @@ def closure(modules):
 def notebook_stages():
     """Name of each stage that executes a notebook, the notebook, and the stage."""
     for name, stage in STAGES.items():
-        match = re.search(r"notebooks/run\.sh (\w+) ", stage.get("cmd", ""))
+        match = re.search(r"notebooks/run\.py (\w+) ", stage.get("cmd", ""))
         if match:
             yield pytest.param(match[1], stage, id=name)
 
@@ -97,7 +97,8 @@ def test_notebook_is_stored_without_outputs(path):
 
 def test_every_notebook_has_a_stage():
     assert {p.values[0] for p in notebook_stages()} == {p.stem for p in NOTEBOOKS}
-    assert set(STAGES["clean"]["foreach"]) == {p.stem for p in NOTEBOOKS}
+    assert set(STAGES["clean"]["deps"]) == {f"notebooks/{p.name}" for p in NOTEBOOKS}
+    assert set(STAGES["clean"]["outs"]) == {f"notebooks/.clean/{p.name}" for p in NOTEBOOKS}
 
 
 def test_library_imports_no_notebook_tool_and_prints_nothing():

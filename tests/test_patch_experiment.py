@@ -134,8 +134,8 @@ def test_nothing_is_made_twice(run, made):
     run(seeds=1, stride=4)
     assert made == ["maps 16", "maps 16"], "another stride needs other maps, no other weights"
     made.clear()
-    run(seeds=1, stride=4, patch_sizes=(16, 32))
-    assert made == ["train 32 0", "maps 32", "maps 32"]
+    run(seeds=2, stride=4, patch_sizes=(16, 32))
+    assert made == ["maps 16", "maps 16", "train 32 0", "maps 32", "maps 32"], "seeds of the first size alone"
     made.clear()
     run(seeds=1, stride=4, updates=3)
     assert made[0] == "train 16 0"

@@ -13,7 +13,9 @@ from cplib.config import Config, LocalizeConfig
 from cplib.data import Category
 from cplib.study import ExperimentError
 
-LOCAL = LocalizeConfig(categories=("bottle", "hazelnut"), aligned=("bottle",), patch_sizes=(64, 32), seeds=2)
+LOCAL = LocalizeConfig(
+    categories=("bottle", "hazelnut"), aligned=("bottle",), patch_sizes=(64, 32), seeds=2, compare_seeds=2
+)
 CONFIG = replace(Config(), study="s", categories=("bottle", "hazelnut", "screw"), localize=LOCAL)
 
 
@@ -94,9 +96,12 @@ def test_differences(metrics):
         "32 px patch model against GradCAM": 10.5,
         "32 px patch model against its untrained control": 20,
         "32 px patches, density per location against shared": 10,
-        "64 px patches against 32 px": 5,
+        "64 px patches against 32 px, same seeds": 5,
     }
     assert table["hazelnut", "64 px patch model against GradCAM"] == 5.5
+    fewer = metrics[(metrics["patch_size"] != 32) | (metrics["seed"] == 0)]
+    table = patch_report.compare(fewer, CONFIG).set_index(["category", "question"])["difference"]
+    assert table["bottle", "64 px patches against 32 px, same seeds"] == 5
 
 
 def scores() -> pd.DataFrame:
