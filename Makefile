@@ -10,8 +10,8 @@ READY := $(VENV)/.ready
 # the lock is complete, so that several can install parts of it side by side
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 # `make repro` does so many runs side by side: one where they share a GPU, else one for each core, of which
-# training uses no more anyway (train.threads)
-JOBS ?= $(if $(shell command -v nvidia-smi),1,$(shell nproc))
+# training uses no more anyway (train.threads); nproc alone would tell what OMP_NUM_THREADS is
+JOBS ?= $(if $(shell command -v nvidia-smi),1,$(shell env -u OMP_NUM_THREADS nproc))
 
 .PHONY: help setup repro test quick lint lab benchmark preset lock
 
