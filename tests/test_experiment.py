@@ -438,7 +438,7 @@ def test_killed_at_random_moments_and_started_again_gives_the_same_scores(config
         assert process.exitcode == 0
         durations.append(time.monotonic() - started)
     draw, killed = random.Random(time.time_ns()), []
-    for _ in range(5):
+    for _ in range(4):
         process = start(tmp_path / "cut")
         time.sleep(durations[1] * draw.uniform(0.05, 0.9))
         process.kill()

@@ -65,7 +65,8 @@ def tiny_study(tmp_path_factory):
     params["localize"] |= {"seeds": 2, "updates": 2, "sources": 2}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     run(["git", "init", "-q"], folder)
-    run(["bash", "notebooks/repro.sh"], folder)
+    # a job more than cores, or the tests beside it would outlast it
+    run(["env", f"JOBS={os.cpu_count() + 1}", "bash", "notebooks/repro.sh"], folder)
     return folder
 
 
@@ -96,7 +97,7 @@ def test_second_repro_has_nothing_to_do(tiny_study):
 @pytest.mark.slow
 def test_repeated_runs_give_the_same_bytes(tiny_study):
     lock = (tiny_study / "dvc.lock").read_text()
-    run(["dvc", "repro", "-f", "-s", "experiment@cutpaste_3way-weave", "table1_detection"], tiny_study)
+    run(["dvc", "repro", "-f", "-s", "experiment@cutpaste_3way-weave"], tiny_study)
     assert (tiny_study / "dvc.lock").read_text() == lock
 
 
@@ -214,15 +215,13 @@ def test_weights_that_are_missing_stop_nothing_and_those_that_arrive_are_seen(ti
     path = tiny_study / "params.yaml"
     shutil.rmtree(tiny_study / "results/tiny/transfer")
     path.write_text(path.read_text().replace("weights: none", "weights: weights/tiny.safetensors"))
-    told = ["table3_transfer", "table1_detection"]
-    run(["dvc", "repro", *told], tiny_study)
-    for name in ("table3_transfer", "table1_imagenet"):
-        assert "not run: weights missing" in (tiny_study / f"results/tiny/tables/{name}.md").read_text()
+    run(["dvc", "repro", "table3_transfer"], tiny_study)
+    assert "not run: weights missing" in (tiny_study / "results/tiny/tables/table3_transfer.md").read_text()
     notebook = (tiny_study / "results/tiny/notebooks/table3_transfer.ipynb").read_text()
     assert "python -m cplib.transfer --fetch" in notebook
-    assert "Running stage" not in run(["dvc", "repro", *told], tiny_study)
+    assert "Running stage" not in run(["dvc", "repro", "table3_transfer"], tiny_study)
     (tiny_study / "weights/tiny.safetensors").write_bytes(b"")
-    assert "Running stage 'transfer@weave'" in run(["dvc", "repro", "--dry", *told], tiny_study)
+    assert "Running stage 'transfer@weave'" in run(["dvc", "repro", "--dry", "table3_transfer"], tiny_study)
 
 
 @pytest.mark.slow
