@@ -6,6 +6,8 @@ VENV ?= .venv
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
+# hundreds of processes start, and each would compile all that it imports
+unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
 # the lock is complete, so that several can install parts of it side by side
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
@@ -21,7 +23,7 @@ help:  ## List the targets
 $(READY): requirements.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name another Python 3.11: make PYTHON=... "; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	grep -v '^#' requirements.txt | xargs -P 4 -n 30 $(PIP) --no-compile --no-deps
+	grep -v '^#' requirements.txt | xargs -P 4 -n 30 $(PIP) --no-deps
 	$(PIP) --no-deps -e .
 	touch $@
 
