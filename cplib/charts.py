@@ -105,13 +105,15 @@ def finetuning_curves(points: pd.DataFrame, paper: dict[tuple[str, str], float])
 
 def sensitivity(found: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     """AUC against the values of a factor, a panel per factor: a line per category with the span of its seeds,
-    the mean over categories, the default ringed, the paper's average dashed. Lines join numbers only.
+    the mean over categories, the default ringed, the paper's average dashed, the untrained control of a
+    category dotted. Lines join numbers only.
 
     Args:
         found: columns factor, value, category, seed, auc, as `sensitivity.aucs` gives them.
         summary: columns factor, value, is_default, mean, paper, as `sensitivity.summary` gives them.
     """
     factors = list(dict.fromkeys(summary["factor"]))
+    control = found[found["factor"] == "control"].groupby("category", sort=False)["auc"].mean()
     rows = -(-len(factors) // 4)
     figure, axes = plt.subplots(rows, 4, figsize=(11, 2.7 * rows), sharey=True, squeeze=False)
     colors = dict(zip(dict.fromkeys(found["category"]), (BLUE, ORANGE, GREEN, PURPLE) * 4, strict=False))
@@ -133,6 +135,9 @@ def sensitivity(found: pd.DataFrame, summary: pd.DataFrame) -> Figure:
                 color=colors[category],
                 label=category,
             )
+        for number, (category, auc) in enumerate(control.items()):
+            label = "untrained" if number == 0 else None
+            axis.axhline(auc, ls=":", lw=0.8, color=colors[category], label=label, zorder=0)
         if part["category"].nunique() > 1:
             axis.plot(
                 range(len(values)), of_all["mean"], "_", ls=joined, color="black", lw=1.6, ms=9, label="mean"

@@ -81,6 +81,8 @@ def _check_other_items(config: Config, need: Callable[[bool, str, Any, str], Non
     """Sections of tables and figures that have a few parameters each."""
     some, one_class = f"between 1 and {2**12}", config.one_class
     need(1 <= config.sensitivity.seeds <= 2**12, "sensitivity.seeds", config.sensitivity.seeds, some)
+    size = config.sensitivity.image_size
+    need(size == 0 or 32 <= size <= 1024, "sensitivity.image_size", size, "0, or between 32 and 1024 pixels")
     need(
         1 <= config.synthetic.per_image <= 1000,
         "synthetic.per_image",

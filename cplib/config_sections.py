@@ -109,6 +109,7 @@ class SensitivityConfig:
     method: str = "cutpaste_3way"
     categories: tuple[str, ...] = ()
     seeds: int = 1
+    image_size: int = 0  # pixels; 0: data.image_size
     learning_rate: tuple[float, ...] = ()
     updates: tuple[float, ...] = ()  # as shares of train.updates
     patch_jitter: tuple[float, ...] = ()

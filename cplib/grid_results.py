@@ -82,8 +82,8 @@ def _image_level(config: Config) -> Iterator[tuple[Config, str, str, Path]]:
     yield from curve_runs(config)
     for category in config.sensitivity.categories:
         for v in sensitivity.variants(config):
-            if not v.is_default:
-                yield v.config, config.sensitivity.method, category, sensitivity.folder(config, category, v)
+            if not sensitivity.is_shared(config, v):
+                yield v.config, v.method, category, sensitivity.folder(config, category, v)
     for name in config.one_class.classes:
         for method in one_class.methods(config):
             yield one_class.settings(config), method, name, one_class.folder(config, name)

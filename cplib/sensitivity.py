@@ -4,7 +4,8 @@ choices that the paper does not state.
 python -m cplib.sensitivity --category bottle
 
 results/<study>/sensitivity/<category>.csv              factor, value, seed, density, AUC (in [0, 1])
-results/<study>/sensitivity/<category>/<factor>=<value>/    the runs; the default's is that of the grid
+results/<study>/sensitivity/<category>/<factor>=<value>/    the runs; the default's is that of the grid, or if
+                                                the size of the images is another, in default/
 """
 
 from __future__ import annotations
@@ -40,21 +41,24 @@ _PAPER = {
 
 
 class Variant(NamedTuple):
-    """A configuration that differs from the default in one factor, or in none."""
+    """A configuration that differs from the default in one factor, or in none: then it is the default."""
 
     factor: str
     value: Any
     config: Config
     is_default: bool
+    method: str
 
 
 def variants(config: Config) -> Iterator[Variant]:
-    """All values of all factors of `config.sensitivity`, factor after factor.
+    """The untrained control, then all values of all factors of `config.sensitivity`, factor after factor.
 
     Raises:
         ConfigError: a list that lacks the default, or a value that no run can use.
     """
     section, augment, train = config.sensitivity, config.augment, config.train
+    images = replace(config.data, image_size=section.image_size or config.data.image_size)
+    base = replace(config, data=images, seeds=section.seeds, seeds_of={})
     changes = {
         "learning_rate": lambda v: {"train": replace(train, learning_rate=v)},
         "updates": lambda v: {"train": replace(train, updates=round(v * train.updates))},
@@ -64,28 +68,37 @@ def variants(config: Config) -> Iterator[Variant]:
         "translate": lambda v: {"augment": replace(augment, translate=v)},
         "normalize": lambda v: {"train": replace(train, normalize=v)},
     }
+    yield Variant("control", "untrained", base, False, "untrained")
     for factor, change in changes.items():
         found = []
         for value in getattr(section, factor):
-            changed = replace(config, **change(value), seeds=section.seeds, seeds_of={})
+            changed = replace(base, **change(value))
             is_default = (changed.train, changed.augment) == (train, augment)
             try:
                 configuration.check(changed)
             except ConfigError as error:
                 raise ConfigError(f"sensitivity.{factor}: {value!r}: {error}") from None
-            found.append(Variant(factor, value, changed, is_default))
+            found.append(Variant(factor, value, changed, is_default, section.method))
         if found and not any(v.is_default for v in found):
             raise ConfigError(f"sensitivity.{factor}: lacks the default, which the others are compared with")
         yield from found
 
 
+def is_shared(config: Config, variant: Variant) -> bool:
+    """Whether the run of a variant is that of the grid."""
+    return variant.is_default and variant.config.data == config.data
+
+
 def folder(config: Config, category: str, variant: Variant) -> Path:
-    """Root of the results of a variant that is not the default."""
-    return study_folder(config) / "sensitivity" / category / f"{variant.factor}={variant.value}"
+    """Root of the results of a variant."""
+    if is_shared(config, variant):
+        return study_folder(config)
+    name = "default" if variant.is_default else f"{variant.factor}={variant.value}"
+    return study_folder(config) / "sensitivity" / category / name
 
 
 def run(config: Config, category: str) -> Path:
-    """Train all variants on one category; the default is the run of the grid, made if it is not there.
+    """Train all variants on one category; a default that is the run of the grid is made if it is not there.
 
     Returns:
         The file of AUCs. Raises as `experiment.run`.
@@ -93,14 +106,15 @@ def run(config: Config, category: str) -> Path:
     section, rows = config.sensitivity, []
     path = study_folder(config) / "sensitivity" / f"{category}.csv"
     for variant in list(variants(config)):  # bad values show before hours of training
-        root = study_folder(config) if variant.is_default else folder(config, category, variant)
-        settings = config if variant.is_default else variant.config
-        if settings.n_seeds(section.method, category) < section.seeds:
+        shared = is_shared(config, variant)
+        settings = config if shared else variant.config
+        if settings.n_seeds(variant.method, category) < section.seeds:
             raise ConfigError(
-                f"sensitivity.seeds: {section.seeds}, but the grid has fewer seeds of {section.method}"
+                f"sensitivity.seeds: {section.seeds}, but the grid has fewer seeds of {variant.method}"
             )
-        options = {"keep_weights": variant.is_default, "results_suffice": True}
-        found = experiment.run(settings, section.method, category, root, **options)
+        options = {"keep_weights": shared, "results_suffice": True, "reuse": study_folder(config)}
+        root = folder(config, category, variant)
+        found = experiment.run(settings, variant.method, category, root, **options)
         table = pd.read_csv(found / "densities.csv")
         table = table[table["seed"] < section.seeds].assign(factor=variant.factor, value=str(variant.value))
         rows.append(table[COLUMNS])
@@ -125,7 +139,8 @@ def _read(config: Config, category: str) -> pd.DataFrame:
 
 
 def aucs(config: Config) -> pd.DataFrame:
-    """AUC of the density that tables show, of all variants of the present parameters that are there.
+    """AUC of the density that tables show, of all variants of the present parameters that are there, the
+    control among them.
 
     Returns:
         Columns factor, value, is_default, category, seed, auc in percent.

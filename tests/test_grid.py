@@ -78,17 +78,16 @@ def test_jobs_that_write_the_same_files_share_a_place():
 
 
 @pytest.mark.slow
-def test_slices_give_what_an_uninterrupted_run_gives_and_merge_into_the_study(study, tmp_path, caplog):
+def test_slices_give_what_an_uninterrupted_run_gives_and_merge_into_the_study(study, caplog, monkeypatch):
     whole = {m: experiment.run(study, m, "box", Path("results/w")) for m in study.methods}
-    started = time.monotonic()
-    counts = grid.run(study, Path("slices"), 8, n_jobs=2, parts=DETECTION)
-    assert counts["left"] >= 1 and time.monotonic() - started < 10
+    # less than starting the jobs takes
+    counts = grid.run(study, Path("slices"), grid._STOP_SECONDS + 1, n_jobs=2, parts=DETECTION)
+    assert counts["left"] >= 1
     counts = grid.run(study, Path("slices"), 500, n_jobs=2, parts=DETECTION)
     assert counts == {"finished": 6, "failed": 0, "left": 0}
-    # nothing to do: no process starts
-    started = time.monotonic()
-    again = grid.run(study, Path("slices"), 60, parts=DETECTION)
-    assert again["finished"] == 6 and time.monotonic() - started < 5
+    with monkeypatch.context() as patch:
+        patch.setattr(grid, "_processes", lambda: None)  # none can start, and none needs to
+        assert grid.run(study, Path("slices"), 60, parts=DETECTION)["finished"] == 6
 
     assert grid_results.pack(Path("slices"), Path("home.tar")) < 2e6
     with tarfile.open("home.tar") as tar:

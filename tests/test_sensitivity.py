@@ -1,6 +1,7 @@
 """One factor at a time: which runs there are, that the default is not repeated, and what the tables say."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 
 from cplib import experiment, report, sensitivity
 from cplib.config import ConfigError, SensitivityConfig
+from cplib.study import study_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,7 +25,8 @@ def study(config, category, tmp_path, monkeypatch):
 
 
 def test_each_variant_differs_from_the_default_in_one_factor(study):
-    found = list(sensitivity.variants(study))
+    control, *found = sensitivity.variants(study)
+    assert (control.method, control.config.seeds, control.is_default) == ("untrained", 1, False)
     assert [(v.factor, v.value) for v in found if not v.is_default] == [
         ("updates", 0.5),
         ("patch_jitter", 0.3),
@@ -75,18 +78,40 @@ def test_the_default_is_the_run_of_the_grid(study, tmp_path, monkeypatch):
     folder = experiment.run(study, "cutpaste", "box")
     grid = pd.read_csv(folder / "densities.csv").set_index("density")["auc"]
     path = sensitivity.run(study, "box")
-    assert len(trained) == 1 + 3, "the default and three variants"
+    assert len(trained) == 2 + 3, "the default, the control and three variants"
     assert not list((tmp_path / "results").rglob("sensitivity/**/*.safetensors")), "weights nobody reads"
     table = pd.read_csv(path)
     default = table[(table["factor"] == "updates") & (table["value"] == "1.0")].set_index("density")["auc"]
     pd.testing.assert_series_equal(default, grid, check_exact=False, rtol=1e-5)
     before = path.read_bytes()
     sensitivity.run(study, "box")
-    assert len(trained) == 4 and path.read_bytes() == before
+    assert len(trained) == 5 and path.read_bytes() == before
     assert sensitivity.missing(study) == []
     more = replace(study, sensitivity=replace(study.sensitivity, patch_jitter=(0.0, 0.1, 0.3)))
     assert sensitivity.missing(more) == ["box"]
     assert set(sensitivity.densities(study)["value"]) == set(study.gde.densities)
+
+
+def test_images_of_another_size_have_a_default_of_their_own(study):
+    own = replace(study, sensitivity=replace(study.sensitivity, image_size=40, patch_jitter=(), normalize=()))
+    table = pd.read_csv(sensitivity.run(own, "box"))
+    assert set(table["factor"]) == {"control", "updates"}
+    assert not (study_folder(own) / "runs").exists(), "the grid's run is of another size"
+    folder = study_folder(own) / "sensitivity/box/default"
+    found = pd.read_csv(folder / "runs/cutpaste/box" / "densities.csv")
+    pd.testing.assert_frame_equal(
+        table.loc[table["value"] == "1.0", ["density", "auc"]].reset_index(drop=True),
+        found[["density", "auc"]],
+    )
+    control = experiment.run(
+        replace(own, data=replace(own.data, image_size=40)), "untrained", "box", Path("elsewhere")
+    )
+    theirs = pd.read_csv(control / "densities.csv").set_index("density")["auc"]
+    ours = table[table["factor"] == "control"].set_index("density")["auc"]
+    pd.testing.assert_series_equal(ours, theirs, rtol=1e-5)
+    same = replace(own, sensitivity=replace(own.sensitivity, image_size=own.data.image_size))
+    shared = [v.value for v in sensitivity.variants(same) if sensitivity.is_shared(same, v)]
+    assert shared == [1.0] and sensitivity.missing(own) == []
 
 
 def test_more_seeds_than_the_grid_has_are_refused(study):
