@@ -164,6 +164,7 @@ def test_wrong_names_and_types_are_named(tmp_path, text, message):
         ("gde.density", "knn"),
         ("curve.seeds", 0),
         ("localize.image_size", 16),
+        ("sensitivity.image_size", 16),
         ("localize.patch_sizes", []),
         ("localize.patch_sizes", [8]),
         ("localize.patch_sizes", [300]),
