@@ -24,7 +24,7 @@ second='experiment@(rotation|cutout|scar|cutpaste|cutpaste_scar)-'  # the other 
 stages "$first" | tac | side_by_side 1
 {
     stages "$second"
-    stages 'transfer@|augmentations$'
+    stages 'transfer@'
 } | side_by_side 1
 stages 'table1_detection$' | side_by_side 1
 echo "Table 1 after $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
@@ -33,5 +33,5 @@ echo "Table 1 after $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 6
     stages 'experiment@' | sed -E "/^$first|^$second/d"
     stages 'one_class@'
 } | side_by_side 2
-stages 'auc_against_updates$|table|figure|cifar10' | side_by_side 2
+stages 'augmentations$|auc_against_updates$|table|figure|cifar10' | side_by_side 2
 dvc repro
