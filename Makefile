@@ -31,8 +31,8 @@ setup: $(READY)  ## Virtual environment with the locked packages
 
 repro: $(READY)  ## Run the study of params.yaml (demo data by default) with DVC
 	@if [ -n "$$CUTPASTE_DATA" ]; then for d in "$$CUTPASTE_DATA"/*/; do \
-	    test -e "data/$$(basename "$$d")" || { mkdir -p data; ln -s "$$d" "data/$$(basename "$$d")"; }; done; fi
-	@if [ -n "$$CUTPASTE_WEIGHTS" ]; then ln -sf "$$CUTPASTE_WEIGHTS"/*.safetensors weights/; fi
+	    test -e "data/$$(basename "$$d")" || { mkdir -p data; ln -s "$$(realpath "$$d")" "data/$$(basename "$$d")"; }; done; fi
+	@if [ -n "$$CUTPASTE_WEIGHTS" ]; then ln -sf "$$(realpath "$$CUTPASTE_WEIGHTS")"/*.safetensors weights/; fi
 	JOBS=$(JOBS) bash notebooks/repro.sh
 
 # as many tests side by side as there are cores, each on one thread: more would only wait for each other

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-_FORMAT = 1  # raise it when what a cache file holds changes
+_FORMAT = 2  # raise it when what a cache file holds changes
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +97,25 @@ def load_category(
     return data
 
 
+def load_folder(folder: str | Path, category: Category) -> tuple[Tensor, tuple[str, ...]]:
+    """Images (n, 3, size, size) uint8 of a folder, as large as those of a category, and their names.
+
+    Raises:
+        DataError: no such folder, no image in it, an unreadable one, or one that was of another size
+            than the category's files; names the file.
+    """
+    paths = _images(Path(folder))
+    if not paths:
+        raise DataError(f"{folder}: no such folder, or no images in it ({', '.join(sorted(SUFFIXES))})")
+    size = category.train.shape[-1]
+
+    def image(path: Path) -> np.ndarray:
+        return _pixels(path, size, category.source_size)
+
+    images = _stack(paths, image, (3, size, size), np.uint8, Path(folder).name)
+    return torch.from_numpy(images), tuple(path.name for path in paths)
+
+
 def category_folder(root: str | Path, category: str) -> Path:
     """Folder of a category.
 
@@ -156,7 +175,7 @@ def _read(folder: Path, train: list[Path], test: list[Path], masks: list[Path | 
     source_size = _open(train[0]).size
 
     def image(path: Path) -> np.ndarray:
-        return np.asarray(_resized(path, "RGB", size, source_size)).transpose(2, 0, 1)
+        return _pixels(path, size, source_size)
 
     def mask(path: Path | None) -> np.ndarray:
         if path is None:
@@ -215,9 +234,13 @@ def _stack(paths: list, read: Callable, shape: tuple[int, ...], dtype: type, tit
     return stack
 
 
+def _pixels(path: Path, size: int, source_size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(_resized(path, "RGB", size, source_size)).transpose(2, 0, 1)
+
+
 def _open(path: Path) -> Image.Image:
     try:
-        image = Image.open(path)
+        image = ImageOps.exif_transpose(Image.open(path))  # as viewers show what a camera took upright
         image.load()
     except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for a damaged file
         raise DataError(f"{path}: cannot be read as an image ({error})") from None
@@ -232,6 +255,11 @@ def _resized(path: Path, mode: str, size: int, source_size: tuple[int, int]) -> 
             f"{source_size[0]}x{source_size[1]}; crop or resize the images to one size"
         )
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip, not scale
+        if 0 < (brightest := np.asarray(image).max()) < 2**12:
+            raise DataError(
+                f"{path}: of 16 bits the brightest pixel uses {int(brightest).bit_length()}; scale the "
+                "camera's values to 16 bits, or save 8"
+            )
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "F":
         raise DataError(f"{path}: holds floating-point values; save it with 8 or 16 bits")

@@ -123,7 +123,3 @@ def scratch(flaw: Rng, t: Array, s: Array) -> Array:
     core, flank = stroke(flaw, t, s, length, width, 0.6 * width)
     depth = flaw.uniform(0.3, 0.5) * float(flaw.choice((-1, 1)))
     return 1 + depth * (core - 0.7 * flank * (1 - core))
-
-
-# --- scenes: (rng, n, defect, flaw) to RGB (n, n, 3), about [0, 1] -------------------------------
-# `rng` draws the normal scene, `flaw` the defect, so that both versions share all but the defect.

@@ -53,8 +53,9 @@ def run(
 ) -> Path:
     """Train, embed and score all seeds of one method on one category.
 
-    A seed that is finished is not trained again while the parameters of training, the images and the
-    sources of the modules that made it are the same. An interrupted seed goes on from its checkpoint.
+    A seed whose embeddings are there is not trained again, with or without its weights, while the parameters
+    of training, the images and the sources of the modules that made it are the same. An interrupted seed goes
+    on from its checkpoint.
 
     Args:
         method: a name in `METHODS`.
@@ -95,14 +96,14 @@ def run(
     kept = record.seeds_with_results(folder, keys, config) if results_suffice else set()
     for seed, key in enumerate(keys):
         path = arrays / f"seed{seed}.npz"
-        if seed in kept or is_finished(path, key, keep_weights):
+        if seed in kept or record.has_arrays(path, key):
             continue
         if record.read_notes(folder).get(seed, {}).get("fingerprint", key) != key:
             # the scores are of other parameters: none of what is made now
             (folder / "scores.csv").unlink(missing_ok=True)
         if reuse is not None:
             found = reuse / "arrays" / method / category / path.name
-            if is_finished(found, key, with_weights=False):
+            if record.has_arrays(found, key):
                 record.copy_note(reuse / "runs" / method / category, folder, seed)
                 shutil.copyfile(found, path.with_suffix(".partial"))
                 os.replace(path.with_suffix(".partial"), path)
@@ -192,9 +193,10 @@ def load_network(
     """
     path = (root or study_folder(config)) / "arrays" / method / images.name / f"seed{seed}.safetensors"
     if not record.has_weights(path, fingerprint(config, method, images.digest, seed)):
-        command = f"python -m cplib.experiment --method {method} --category {images.name}"
         found = "made with other parameters, images or sources" if path.exists() else "not there"
-        raise ExperimentError(f"{path}: {found}; run {command}")
+        # results may come from another machine without their weights
+        command = f"remove {path.with_suffix('.npz')} if it is there and run python -m cplib.experiment"
+        raise ExperimentError(f"{path}: {found}; {command} --method {method} --category {images.name}")
     net = build_network(config.train, method, seed, device)
     net.load_state_dict(safetensors.torch.load_file(path))
     return net
@@ -218,13 +220,6 @@ def proxy_accuracy(runs: Iterable[tuple[str, Path]]) -> pd.DataFrame:
             ends.setdefault(method, []).append(end)
     rows = {m: (pd.concat(e).mean(), 1 / len(METHODS[m])) for m, e in ends.items() if sum(map(len, e))}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "chance"]).rename_axis("method")
-
-
-def is_finished(path: Path, key: str, with_weights: bool) -> bool:
-    """Whether a seed's arrays, and its weights if wanted, are there and carry this fingerprint."""
-    if not record.has_arrays(path, key):
-        return False
-    return not with_weights or record.has_weights(path.with_suffix(".safetensors"), key)
 
 
 def _train_seed(

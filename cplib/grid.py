@@ -152,8 +152,8 @@ def _child(config: Config, job: Job, folder: Path) -> None:
     """A process of one job: its messages go to a file, its exit status says whether it succeeded."""
     # an orphan would go on beside the next slice
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if "CUTPASTE_DATA" in os.environ:
-        os.environ["CUTPASTE_DATA"] = os.path.abspath(os.environ["CUTPASTE_DATA"])
+    for name in {"CUTPASTE_DATA", "CUTPASTE_WEIGHTS"} & set(os.environ):
+        os.environ[name] = os.path.abspath(os.environ[name])
     os.chdir(folder)
     logging.basicConfig(filename="grid.log", level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     with open(os.devnull, "w") as quiet:

@@ -50,6 +50,7 @@ def commit() -> str:
     """The git commit of the sources, marked -dirty if changed; empty outside a repository."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return run.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -198,7 +198,7 @@ def _gradcam(
         experiment.fingerprint(config, METHOD, image_level.digest, seed)
         for seed in range(min(config.n_seeds(METHOD, images.name), config.localize.seeds))
     ]
-    if not all(experiment.is_finished(folder / f"seed{s}.npz", k, True) for s, k in enumerate(keys)):
+    if not all(record.has_weights(folder / f"seed{s}.safetensors", k) for s, k in enumerate(keys)):
         experiment.run(config, METHOD, images.name, root, device)
     for seed, weights in enumerate(keys):
         path = arrays / f"gradcam-seed{seed}.npz"

@@ -174,6 +174,26 @@ def ranked_images(images: Category, scores: pd.DataFrame, density: str, seed: in
     )
 
 
+def detected(images: Tensor, table: pd.DataFrame, n: int = 8) -> Figure:
+    """The images that look most and least anomalous.
+
+    Args:
+        images: (m, 3, height, width) uint8.
+        table: columns image, score and good_above, sorted by score; its index tells the rows of `images`.
+    """
+    told = "anomalous\n(score; share of\ngood ones above)"
+    rows = {f"most {told}": table[:n], f"least {told}": table[n:][::-1][:n]}  # no image twice
+    rows = {label: part for label, part in rows.items() if len(part)}
+    titles = [
+        [
+            f"{Path(row.image).stem[-18:]}\n{row.score:.1f}; {100 * row.good_above:.0f} %"
+            for row in part.itertuples()
+        ]
+        for part in rows.values()
+    ]
+    return image_grid([[images[i] for i in part.index] for part in rows.values()], list(rows), titles)
+
+
 def heat_maps(
     images: Category, chosen: Sequence[int], maps: Mapping[str, np.ndarray], titles: Sequence[str]
 ) -> Figure:

@@ -148,6 +148,23 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert error == 0
 
 
+def test_a_12_bit_camera_in_a_16_bit_file_is_told(tmp_path):
+    dark = Image.fromarray(smooth()[..., 0].astype(np.uint16) * 16)
+    write(tmp_path / "own" / "0.png", dark)
+    with pytest.raises(data.DataError, match=r"own/0.png: of 16 bits the brightest pixel uses 12; scale"):
+        load(tmp_path / "own")
+
+
+def test_photographs_are_turned_as_viewers_turn_them(tmp_path):
+    upright = Image.fromarray(smooth())
+    tag = Image.Exif()
+    tag[0x0112] = 6  # orientation: to be turned by a quarter
+    write(tmp_path / "own" / "0.png", upright)
+    write(tmp_path / "own" / "1.png", upright.transpose(Image.Transpose.ROTATE_90), exif=tag)
+    first, second = load(tmp_path / "own").train
+    assert torch.equal(first, second)
+
+
 def test_transparent_palette_and_1_bit_masks(category):
     for path in (category / "ground_truth/hole").glob("*.png"):
         Image.open(path).convert("1").save(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import multiprocessing
@@ -345,14 +346,34 @@ def test_damaged_arrays_are_made_anew(run, tmp_path, trained, keep):
 
 def test_weights_of_other_parameters_are_not_taken(run, config, trained, tmp_path):
     run()
-    other = replace(config.train, learning_rate=0.1)
-    run(train=other, options={"keep_weights": False})
-    run(train=other)
-    assert trained == [0, 0, 0]  # the weights that lay there were not those of the embeddings
-    with safetensors.safe_open(tmp_path / "out/arrays/cutpaste/box/seed0.safetensors", "pt") as file:
-        key = file.metadata()["fingerprint"]
-    metrics = json.loads((tmp_path / "out/runs/cutpaste/box/metrics.json").read_text())
-    assert metrics["seeds"][0]["fingerprint"] == key
+    other = replace(config, train=replace(config.train, learning_rate=0.1))
+    run(train=other.train, options={"keep_weights": False})
+    images = data.load_category(config.data.root, "box", config.data.image_size)
+    with pytest.raises(experiment.ExperimentError, match=r"made with other parameters.*; remove .*seed0.npz"):
+        experiment.load_network(other, METHOD, images, 0, tmp_path / "out")
+    (tmp_path / "out/arrays/cutpaste/box/seed0.npz").unlink()
+    run(train=other.train)
+    assert trained == [0, 0, 0]
+    experiment.load_network(other, METHOD, images, 0, tmp_path / "out")
+
+
+def test_results_without_weights_as_from_another_machine_are_kept(run, trained, tmp_path):
+    expected = results(run())
+    (tmp_path / "out/arrays/cutpaste/box/seed0.safetensors").unlink()
+    assert results(run()) == expected and trained == [0]
+
+
+def test_digests_of_sources_are_those_of_python_3_11_in_every_version(tmp_path, monkeypatch):
+    path = tmp_path / "module.py"
+    path.write_text(
+        '"""Text."""\nclass A:\n    """Text."""\n    def f(self, *, x=[]):  # why\n        return lambda: x\n'
+    )
+    digest = record.source_digest(path)
+    assert digest == "c3ac57a1020b8e679c44707f7d94407d0c5ad506b6ffe7bae21fb9df01f1e17b"
+    for kind in (ast.ClassDef, ast.FunctionDef):  # as since 3.12
+        monkeypatch.setattr(kind, "_fields", (*dict.fromkeys((*kind._fields, "type_params")),))
+        monkeypatch.setattr(kind, "type_params", [], raising=False)
+    assert record.source_digest(path) == digest
 
 
 SUFFICE = {"keep_weights": False, "results_suffice": True}
