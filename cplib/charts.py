@@ -31,8 +31,9 @@ def detection(table: pd.DataFrame, methods: Sequence[str], ylabel: str = "image 
         axis.plot(x, ours["paper"], "x", color=RED, label="paper")
         if "untrained" in part.index:
             axis.axhline(part.loc["untrained", "mean"], color=GREY, ls="--", lw=1, label="untrained")
-        of_all = (ours["paper_categories"] == "all of MVTec AD").any()
-        axis.set_title(group + ("\n(paper: all of MVTec AD)" if of_all else ""), fontsize=8)
+        of_all = ours.index[ours["paper_categories"] == "all of MVTec AD"]
+        whom = "" if len(of_all) == ours["paper"].notna().sum() else f" for {', '.join(of_all)}"
+        axis.set_title(group + (f"\n(paper{whom}: all of MVTec AD)" if len(of_all) else ""), fontsize=8)
         axis.set_xticks(x, trained, rotation=90)
         axis.set_xlim(-0.6, len(trained) - 0.4)
         axis.grid(axis="y", lw=0.4)
@@ -98,6 +99,7 @@ def finetuning_curves(points: pd.DataFrame, paper: dict[tuple[str, str], float])
         axis.set_xticks(ticks, [str(t) for t in ticks], rotation=90)
         axis.minorticks_off()
         axis.set(title=category, xlabel="updates of all layers", ylabel="image AUC (%)")
+        axis.set(xlim=(-5, 1.3 * max(ticks)), ylim=(None, min(101, axis.get_ylim()[1])))
         axis.grid(axis="y", lw=0.4)
     axes[0][-1].legend(loc="lower left", bbox_to_anchor=(1, 0))
     return figure

@@ -194,9 +194,10 @@ def load_network(
     path = (root or study_folder(config)) / "arrays" / method / images.name / f"seed{seed}.safetensors"
     if not record.has_weights(path, fingerprint(config, method, images.digest, seed)):
         found = "made with other parameters, images or sources" if path.exists() else "not there"
-        # results may come from another machine without their weights
-        command = f"remove {path.with_suffix('.npz')} if it is there and run python -m cplib.experiment"
-        raise ExperimentError(f"{path}: {found}; {command} --method {method} --category {images.name}")
+        command = f"run python -m cplib.experiment --method {method} --category {images.name}"
+        if (embeddings := path.with_suffix(".npz")).exists():  # from another machine, without weights
+            command = f"remove {embeddings} and {command}"
+        raise ExperimentError(f"{path}: {found}; {command}")
     net = build_network(config.train, method, seed, device)
     net.load_state_dict(safetensors.torch.load_file(path))
     return net

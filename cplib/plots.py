@@ -155,17 +155,15 @@ def score_histograms(scores: pd.DataFrame, density: str) -> Figure:
 
 def ranked_images(images: Category, scores: pd.DataFrame, density: str, seed: int = 0, n: int = 8) -> Figure:
     """Test images by score, the mistakes of a ranking: normal ones that look most anomalous, anomalous
-    ones that look most normal, and the clearest of both."""
+    ones that look most normal, and the clearest of both; without labels the highest and the lowest."""
     part = scores[(scores["split"] == "test") & (scores["seed"] == seed)].reset_index(drop=True)
     order = part[density].sort_values().index
     rank = pd.Series(np.arange(1, len(part) + 1), index=order)
-    normal, anomalous = ([i for i in order if part.loc[i, "label"] == k] for k in (0, 1))
-    rows = {
-        "anomalous,\nhighest scores": anomalous[::-1][:n],
-        "normal,\nhighest scores": normal[::-1][:n],
-        "anomalous,\nlowest scores": anomalous[:n],
-        "normal,\nlowest scores": normal[:n],
-    }
+    labels = part["label"].unique()
+    names = {1: "anomalous", 0: "normal"} if len(labels) == 2 else dict.fromkeys(labels, "test")
+    kinds = {name: [i for i in order if part.loc[i, "label"] == k] for k, name in names.items()}
+    rows = {f"{name},\nhighest scores": kind[::-1][:n] for name, kind in kinds.items()}
+    rows |= {f"{name},\nlowest scores": kind[:n] for name, kind in kinds.items()}
     return image_grid(
         [[images.test[i] for i in row] for row in rows.values()],
         list(rows),

@@ -20,6 +20,7 @@ from cplib.study import study_folder
 
 GROUPS = ("normal", "anomalous", "cutpaste", "cutpaste_scar")
 AUGMENTED = GROUPS[2:]
+TRAINING = "training"  # the images that the augmented ones are made of, as they are
 LEAST = 10  # images of a group, for an AUC
 
 
@@ -31,10 +32,10 @@ def augmented(images: Tensor, view: str, config: Config, seed: int) -> Tensor:
 
 
 def groups(config: Config, method: str, category: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """Embeddings (n, 512) of `GROUPS`, of a finished run.
+    """Embeddings (n, 512) of `GROUPS` and of `TRAINING`, of a finished run.
 
     `normal` and `anomalous` are test images. The augmented ones are normal training images, at most
-    `config.tsne.per_group`; row k of both kinds is made of the same image.
+    `config.tsne.per_group`; row k of both kinds, and of `TRAINING`, is made of the same image.
     """
     root = configuration.data_root(config)
     images = data.load_category(root, category, config.data.image_size, config.data.cache)
@@ -43,6 +44,7 @@ def groups(config: Config, method: str, category: str, seed: int = 0) -> dict[st
     found = {"normal": test[~labels], "anomalous": test[labels]}
     order = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(config.tsne.seed))
     source = images.train[order[: config.tsne.per_group]]
+    found[TRAINING] = train.embed(net, source, config.train).numpy()
     for k, view in enumerate(AUGMENTED):
         changed = augmented(source, view, config, config.tsne.seed + k)
         found[view] = train.embed(net, changed, config.train).numpy()
@@ -54,6 +56,9 @@ def separability(found: dict[str, np.ndarray]) -> pd.DataFrame:
     that it was not fitted to (five folds). A density of one group would only say whether the other lies
     outside it.
 
+    The last pair is a control: what parts normal test images from `TRAINING` parts them from augmented ones
+    too, and anomalous ones from these.
+
     Args:
         found: as `groups` gives them; folds are disjoint by source image.
 
@@ -61,7 +66,7 @@ def separability(found: dict[str, np.ndarray]) -> pd.DataFrame:
         Columns first, second, auc in percent (50: not at all); NaN with fewer than `LEAST` images.
     """
     rows = []
-    for first, second in combinations(GROUPS, 2):
+    for first, second in (*combinations(GROUPS, 2), ("normal", TRAINING)):
         parts = [gde.normalized(found[name]) for name in (first, second)]
         same_sources, auc = {first, second} == set(AUGMENTED), np.nan
         if min(map(len, parts)) >= LEAST:

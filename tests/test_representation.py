@@ -22,27 +22,31 @@ def clouds(shifts, n=120, d=6):
     }
 
 
+ALL = (*representation.GROUPS, representation.TRAINING)
+
+
 def separability(found):
     return representation.separability(found).set_index(["first", "second"])["auc"]
 
 
 def test_separable_groups_are_told_apart_and_equal_ones_are_not():
-    table = separability(clouds({"normal": 0, "anomalous": 3, "cutpaste": 0, "cutpaste_scar": -3}))
-    assert len(table) == 6
+    shifts = {"normal": 0, "anomalous": 3, "cutpaste": 0, "cutpaste_scar": -3, "training": 0}
+    table = separability(clouds(shifts))
+    assert len(table) == 7
     assert table["normal", "anomalous"] > 99 and table["anomalous", "cutpaste"] > 99
     assert table["anomalous", "cutpaste_scar"] > 99
-    assert 35 < table["normal", "cutpaste"] < 65
+    assert 35 < table["normal", "cutpaste"] < 65 and 35 < table["normal", "training"] < 65
 
 
 def test_images_of_the_same_source_are_not_told_apart_by_it():
     """In more dimensions than images a discriminant knows every image it was fitted to."""
-    found = clouds(dict.fromkeys(representation.GROUPS, 0), n=60, d=200)
+    found = clouds(dict.fromkeys(ALL, 0), n=60, d=200)
     found["cutpaste_scar"] = found["cutpaste"] + np.random.default_rng(1).normal(0, 1e-3, (60, 200))
     assert 30 < separability(found)["cutpaste", "cutpaste_scar"] < 70
 
 
 def test_too_few_images_tell_nothing():
-    found = clouds(dict.fromkeys(representation.GROUPS, 0))
+    found = clouds(dict.fromkeys(ALL, 0))
     found["anomalous"] = found["anomalous"][:9]
     table = separability(found)
     assert np.isnan(table["normal", "anomalous"]) and np.isnan(table["anomalous", "cutpaste"])
@@ -76,6 +80,7 @@ def test_groups_of_a_finished_run(config, category, tmp_path, monkeypatch):
         "anomalous": 3,
         "cutpaste": 4,
         "cutpaste_scar": 4,
+        "training": 4,
     }
     again = representation.groups(config, "cutpaste_3way", "box")
     assert all(np.array_equal(found[k], again[k]) for k in found)
