@@ -3,6 +3,7 @@
 results/<study>/runs/<method>/<category>/scores.csv     seed, split, image, defect, label, score per density
 results/<study>/runs/<method>/<category>/history.csv    seed, update, learning rate, loss, accuracy
 results/<study>/runs/<method>/<category>/densities.csv  seed, density, AUC, held-out log-density
+results/<study>/runs/<method>/<category>/auc.json       mean over seeds, for `dvc exp show`
 results/<study>/runs/<method>/<category>/metrics.json   per seed: AUC, and what it takes to believe it
 results/<study>/arrays/<method>/<category>/             per seed: embeddings (.npz), weights (.safetensors)
 results/<study>/patches/<category>/metrics.csv          patch size, encoder, density, seed, pixel AUC, AUPRO
