@@ -3,8 +3,8 @@
 python -m cplib.detect photos --category parts                        3-way CutPaste, trained if it is not yet
 python -m cplib.detect photos --category parts --method pretrained    features of ImageNet, without training
 
-results/<study>/detected/<category>/<folder>.csv    image, score, good_above; most anomalous first
-results/<study>/detected/<category>/<folder>.png    the images that look most and least anomalous
+results/<study>/detected/<method>/<category>/<folder>.csv    image, score, good_above; most anomalous first
+results/<study>/detected/<method>/<category>/<folder>.png    the images that look most and least anomalous
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ def run(
     good_above = (of_good >= of_new[:, None]).mean(1)
     table = pd.DataFrame({"image": names, "score": of_new, "good_above": good_above})
     table = table.sort_values("score", ascending=False)
-    path = study_folder(config) / "detected" / category / f"{Path(folder).resolve().name}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    place = study_folder(config) / "detected" / method / category
+    path = place / f"{Path(folder).resolve().name}.csv"
+    place.mkdir(parents=True, exist_ok=True)
     record.replace_text(path, table.to_csv(index=False, float_format="%.4g"))
     figure = plots.detected(images, table)
     figure.savefig(path.with_suffix(".png"), metadata={"Software": None})

@@ -66,7 +66,7 @@ def merge(config: Config, folder: Path) -> int:
             f"{folder / study_folder(config)}: no results of study {config.study}"
         )
     refused = 0
-    for point, method, category, root in _image_level(config):
+    for point, method, category, root in image_level(config):
         if (folder / root / "arrays" / method / category).is_dir():
             refused += _merge_run(point, method, category, root, folder)
     for job in grid.jobs(config):
@@ -75,7 +75,7 @@ def merge(config: Config, folder: Path) -> int:
     return refused
 
 
-def _image_level(config: Config) -> Iterator[tuple[Config, str, str, Path]]:
+def image_level(config: Config) -> Iterator[tuple[Config, str, str, Path]]:
     """Configuration, method, category and root of every image-level run of a study."""
     study = study_folder(config)
     yield from ((config, m, c, study) for m in config.methods for c in config.categories)

@@ -33,9 +33,9 @@ def test_scores_pictures_and_no_second_training(config, place, monkeypatch):
     assert sorted(table["image"]) == sorted(p.name for p in (place / "photos").iterdir())
     assert table["score"].is_monotonic_decreasing and table["good_above"].between(0, 1).all()
     assert roc_auc_score(table["image"].str.startswith("hole"), table["score"]) > 0.9
-    written = pd.read_csv("results/demo/detected/box/photos.csv")
+    written = pd.read_csv("results/demo/detected/untrained/box/photos.csv")
     pd.testing.assert_frame_equal(written, table, rtol=1e-3)
-    assert Image.open("results/demo/detected/box/photos.png").width > 300
+    assert Image.open("results/demo/detected/untrained/box/photos.png").width > 300
 
     monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained again"))
     again = detect.run(replace(config, seeds=2), "box", place / "photos", "untrained")

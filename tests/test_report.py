@@ -1,5 +1,6 @@
 """Tables say what the files of the runs hold, and nothing else."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from cplib import comparison, report
+from cplib import comparison, experiment, grid_results, report
+from cplib import config as configuration
 from cplib.config import Config
 from cplib.study import ExperimentError, curve_runs, load_scores
 
@@ -179,3 +181,17 @@ def test_curve_covers_its_grid_cheapest_first():
 def test_readme_shows_the_committed_table():
     table = (ROOT / "results/lite/tables/table1_detection.md").read_text().strip()
     assert table in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("study", ["demo", "lite"])
+def test_committed_runs_are_of_the_present_parameters_and_sources(study, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    others = []
+    for config, method, category, root in grid_results.image_level(
+        configuration.load(f"params/{study}.yaml")
+    ):
+        metrics = json.loads((root / "runs" / method / category / "metrics.json").read_text())
+        for note in metrics["seeds"]:
+            key = experiment.fingerprint(config, method, metrics["data"], note["seed"])
+            others += [(str(root), method, category, note["seed"])] * (note["fingerprint"] != key)
+    assert not others
