@@ -232,6 +232,10 @@ def heat_maps(
         for axis, k in zip(row, chosen, strict=True):
             shown = axis.imshow(values[k], norm=norm, cmap="RdBu_r" if low < 0 else "viridis")
         bar = figure.colorbar(shown, ax=list(row), pad=0.01, aspect=12)
+        if low < 0:  # the decades around 0 would run into it
+            power = int(np.floor(np.log10(most)))
+            names = [f"$-10^{{{power}}}$", "0", f"$10^{{{power}}}$"]
+            bar.set_ticks([-(10.0**power), 0, 10.0**power], labels=names)
         bar.ax.tick_params(labelsize=6, which="both")
     return figure
 
