@@ -172,7 +172,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path, train: list[Path], test: list[Path], masks: list[Path | None], size: int) -> Category:
-    source_size = _open(train[0]).size
+    source_size = read_image(train[0]).size
 
     def image(path: Path) -> np.ndarray:
         return _pixels(path, size, source_size)
@@ -238,18 +238,19 @@ def _pixels(path: Path, size: int, source_size: tuple[int, int]) -> np.ndarray:
     return np.asarray(_resized(path, "RGB", size, source_size)).transpose(2, 0, 1)
 
 
-def _open(path: Path) -> Image.Image:
+def read_image(path: Path, mode: str = "RGB", source_size: tuple[int, int] | None = None) -> Image.Image:
+    """An image file in 8 bits, upright as viewers show it, of a mode of Pillow.
+
+    Raises:
+        DataError: it is damaged, of another width and height than `source_size`, or of a depth that would
+            be guessed; names the file.
+    """
     try:
         image = ImageOps.exif_transpose(Image.open(path))  # as viewers show what a camera took upright
         image.load()
     except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for a damaged file
         raise DataError(f"{path}: cannot be read as an image ({error})") from None
-    return image
-
-
-def _resized(path: Path, mode: str, size: int, source_size: tuple[int, int]) -> Image.Image:
-    image = _open(path)
-    if image.size != source_size:
+    if source_size is not None and image.size != source_size:
         raise DataError(
             f"{path}: is {image.width}x{image.height} pixels, the first training image is "
             f"{source_size[0]}x{source_size[1]}; crop or resize the images to one size"
@@ -263,7 +264,11 @@ def _resized(path: Path, mode: str, size: int, source_size: tuple[int, int]) -> 
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "F":
         raise DataError(f"{path}: holds floating-point values; save it with 8 or 16 bits")
-    image = image.convert(mode)
+    return image.convert(mode)
+
+
+def _resized(path: Path, mode: str, size: int, source_size: tuple[int, int]) -> Image.Image:
+    image = read_image(path, mode, source_size)
     if mode == "L" and 0 < (brightest := image.getextrema()[1]) <= 127:
         raise DataError(f"{path}: brightest value is {brightest}; a mask is white, 255, on the defect")
     if image.size == (size, size):

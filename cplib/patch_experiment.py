@@ -21,10 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
-from cplib import augment, data, experiment, gde, localize, machine, patch_record, record, train
+from cplib import augment, data, experiment, gde, localize, machine, patch_record, pixels, record, train
 from cplib import config as configuration
 from cplib.config import Config
 from cplib.patch_record import ENCODERS, METHOD, maps_path
@@ -59,39 +61,88 @@ def run(config: Config, category: str, root: Path | None = None, device: torch.d
     arrays.mkdir(parents=True, exist_ok=True)
     local, training = config.localize, training_of(config)
     normal, test = images.train.to(device), images.test.to(device)
+    # What would stop the run after hours shows at once
+    for size in local.patch_sizes:
+        augment_of(config, size)
+        if (deviation := local.sigma or pixels.kernel_deviation(size)) < local.stride / 2:
+            text = "localize.sigma: %.2g px for %d px patches at every %d px: their maps are dots"
+            log.warning(text, deviation, size, local.stride)
+    is_gaussian = isinstance(gde.density(config.gde.density), gde.GaussianDensity)
+    if importlib.util.find_spec("captum") and local.cam_target == "density" and not is_gaussian:
+        raise configuration.ConfigError(
+            f"gde.density: {config.gde.density} has no gradient for GradCAM; take ledoit_wolf or ridge, or "
+            "localize.cam_target: logit"
+        )
     for size in local.patch_sizes:
         for seed in range(local.n_seeds(size)):
             key = weights_key(config, images.digest, size, seed)
-            wanted = [e for e in ENCODERS if not _has_maps(arrays, key, config, size, seed, e)]
-            path = arrays / f"patch{size}-seed{seed}.safetensors"
-            if not wanted and record.has_weights(path, key):
+            keys = {e: maps_key(key, config, e) for e in ENCODERS}
+            paths = {e: maps_path(arrays, size, seed, e) for e in ENCODERS}
+            wanted = [e for e in ENCODERS if not record.has_arrays(paths[e], keys[e])]
+            if not wanted:
                 continue
             record.check_disk(arrays, _BYTES_PER_SEED)
-            for stale in ("scores.csv", "metrics.csv"):  # of other parameters, or of fewer seeds
-                (folder / stale).unlink(missing_ok=True)
-            n = local.n_seeds(size)
-            log.info("%s, %d px patches, seed %d of %d, %s", category, size, seed, n, device)
+            note = patch_record.read_notes(folder).get((size, seed), {})
+            if note.get("fingerprint", keys["trained"]) != keys["trained"]:
+                for stale in ("scores.csv", "metrics.csv"):  # of other parameters: none of what is made now
+                    (folder / stale).unlink(missing_ok=True)
             started, seconds = time.perf_counter(), {}
-            if not record.has_weights(path, key):
-                _train(config, normal, path, key, size, seed)
+            trained, history, is_new = trained_network(config, images, size, seed, root, device)
+            if is_new:
                 seconds["train"] = time.perf_counter() - started
             for encoder in wanted:
-                net = experiment.build_network(training, METHOD, seed, device)
-                if encoder == "trained":
-                    net.load_state_dict(safetensors.torch.load_file(path))
+                net = trained
+                if encoder == "untrained":
+                    net = experiment.build_network(training, METHOD, seed, device)
                 started = time.perf_counter()
                 maps = localize.score_maps(
                     net, normal, test, size, local.stride, training, sorted(local.densities)
                 )
-                record.save_arrays(
-                    maps_path(arrays, size, seed, encoder), maps_key(key, config, encoder), **maps
-                )
+                record.save_arrays(paths[encoder], keys[encoder], **maps, history=history)
                 seconds[encoder] = time.perf_counter() - started
             rounded = {k: round(v, 1) for k, v in seconds.items()}
             patch_record.add_note(folder, size, seed, {"seconds": rounded, **machine.facts(device)})
     cams = _gradcam(config, images, root, arrays, device)
     patch_record.write_results(folder, arrays, config, images, cams)
     return folder
+
+
+def trained_network(
+    config: Config,
+    images: data.Category,
+    size: int,
+    seed: int,
+    root: Path | None = None,
+    device: torch.device | None = None,
+) -> tuple[nn.Module, str, bool]:
+    """The patch model of a seed; it is trained first where it is not there yet.
+
+    Args:
+        images: of size `config.localize.image_size`; masks and test images are not needed.
+        size: of the patches, in pixels.
+        root: folder for results; by default that of the study.
+        device: by default a GPU if there is one.
+
+    Returns:
+        The network in evaluation mode, the history of its training as JSON, and whether it was trained now.
+
+    Raises:
+        ConfigError, ExperimentError, TrainingError: as `run`.
+    """
+    root, device = root or study_folder(config), device or train.default_device()
+    arrays = root / "arrays" / "patches" / images.name
+    path, key = arrays / f"patch{size}-seed{seed}.safetensors", weights_key(config, images.digest, size, seed)
+    is_new = not record.has_weights(path, key)
+    if is_new:
+        arrays.mkdir(parents=True, exist_ok=True)
+        record.check_disk(arrays, _BYTES_PER_SEED)
+        n = config.localize.n_seeds(size)
+        log.info("%s, %d px patches, seed %d of %d, %s", images.name, size, seed, n, device)
+        _train(config, images.train.to(device), path, key, size, seed)
+    net = experiment.build_network(training_of(config), METHOD, seed, device)
+    net.load_state_dict(safetensors.torch.load_file(path))
+    with safetensors.safe_open(path, "pt") as file:
+        return net, file.metadata()["history"], is_new
 
 
 def load_images(config: Config, category: str) -> data.Category:
@@ -105,7 +156,7 @@ def load_images(config: Config, category: str) -> data.Category:
     if images.masks is None or not images.masks.any():
         raise data.DataError(
             f"{root / category / 'ground_truth'}: no masks; leave {category} out of localize.categories "
-            "(image scores need none: see cplib.experiment)"
+            "(maps need none: python -m cplib.detect --method patch_model)"
         )
     if len(images.train) < 2:
         raise data.DataError(
@@ -163,10 +214,6 @@ def maps_key(weights: str, config: Config, encoder: str) -> str:
         "densities": sorted(local.densities),
     }
     return record.fingerprint(parts, (localize,))
-
-
-def _has_maps(arrays: Path, key: str, config: Config, size: int, seed: int, encoder: str) -> bool:
-    return record.has_arrays(maps_path(arrays, size, seed, encoder), maps_key(key, config, encoder))
 
 
 def _train(config: Config, normal: torch.Tensor, path: Path, key: str, size: int, seed: int) -> None:

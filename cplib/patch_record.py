@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import safetensors
 from sklearn.metrics import roc_auc_score
 
 from cplib import data, pixels
@@ -55,10 +54,16 @@ def write_results(
         cams: seed and GradCAM (m, rows, columns) of image-level models.
     """
     local, masks = config.localize, images.masks.numpy()
-    scores, metrics, histories = [], [], []
+    scores, metrics, histories, notes = [], [], [], read_notes(folder)
     for size in local.patch_sizes:
         for seed in range(local.n_seeds(size)):
-            histories.append(_history(arrays / f"patch{size}-seed{seed}.safetensors", size, seed))
+            with np.load(maps_path(arrays, size, seed, "trained")) as file:
+                history = pd.DataFrame(json.loads(str(file["history"])), columns=HISTORY)
+                known = {"patch_size": size, "seed": seed, **notes.get((size, seed), {})}
+                notes[size, seed] = {**known, "fingerprint": str(file["fingerprint"])}
+            history.insert(0, "seed", seed)
+            history.insert(0, "patch_size", size)
+            histories.append(history)
             for encoder in ENCODERS:
                 table = pd.DataFrame(
                     {
@@ -92,7 +97,7 @@ def write_results(
         "train_images": len(images.train),
         "test_images": len(images.test),
         "data": images.digest,
-        "seeds": list(read_notes(folder).values()),
+        "seeds": list(notes.values()),
     }
     for name, table in {
         "scores": pd.concat(scores),
@@ -109,7 +114,7 @@ def image_scores(maps: np.ndarray) -> np.ndarray:
 
 
 def headline(folder: Path, density: str) -> str:
-    """One line: pixel AUC of the first patch size, trained and untrained."""
+    """One line: pixel AUC of each patch size, trained and untrained."""
     table = pd.read_csv(folder / "metrics.csv")
     means = table[table["density"] == density].groupby(["patch_size", "encoder"])["pixel_auc"].mean()
     return ", ".join(f"{size} px {encoder} {100 * auc:.1f}" for (size, encoder), auc in means.items()) + (
@@ -124,11 +129,3 @@ def _measured(maps: np.ndarray, masks: np.ndarray) -> tuple[float, float]:
 def _image_auc(images: data.Category, scores: pd.Series) -> float:
     both = images.labels.any() and not images.labels.all()
     return float(roc_auc_score(images.labels, scores)) if both else float("nan")
-
-
-def _history(path: Path, size: int, seed: int) -> pd.DataFrame:
-    with safetensors.safe_open(path, "pt") as file:
-        rows = pd.DataFrame(json.loads(file.metadata()["history"]), columns=HISTORY)
-    rows.insert(0, "seed", seed)
-    rows.insert(0, "patch_size", size)
-    return rows

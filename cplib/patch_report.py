@@ -214,6 +214,32 @@ def pixel_auc_against(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     }
 
 
+def kernel_choices(config: Config, category: str, masks: np.ndarray) -> pd.DataFrame:
+    """Pixel AUC in percent with other Gaussian kernels, which the paper does not state: half, once and twice
+    the deviation of `localize.sigma` and the rule of FCDD, with either border; first seed and patch size.
+
+    Args:
+        masks: (m, height, width) bool.
+
+    Returns:
+        Columns category, deviation (pixels), border, trained, untrained.
+    """
+    arrays, local = study_folder(config) / "arrays" / "patches" / category, config.localize
+    size, rule = local.patch_sizes[0], pixels.kernel_deviation(local.patch_sizes[0])
+    used = local.sigma or rule
+    rows = []
+    for deviation in sorted({used / 2, used, 2 * used, rule}):
+        for border in ("transposed", "averaged"):
+            row = {"category": category, "deviation": round(deviation, 2), "border": border}
+            for encoder in patch_record.ENCODERS:
+                path = patch_record.maps_path(arrays, size, 0, encoder)
+                maps = _load(path, local.density(category), category)
+                spread = pixels.to_pixels(maps, size, local.stride, deviation, border)
+                row[encoder] = 100 * pixels.auroc(spread, masks)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def telling_images(scores: pd.DataFrame, density: str, n: int = 10) -> list[int]:
     """Test images that show most: of each kind of defect in turn the one with the highest score, then two
     anomalous ones with the lowest and two normal ones with the highest scores.

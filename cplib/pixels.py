@@ -45,6 +45,8 @@ def to_pixels(
         (n, height, width) float32, height (rows - 1) stride + patch_size: all pixels that patches cover.
     """
     kernel = gaussian_kernel(patch_size, sigma)[None, None]
+    if border == "averaged":  # far from the middle of a narrow kernel the weights would be 0, and their sum
+        kernel = kernel.clamp_min(1e-9 * float(kernel.max()))
 
     def spread(x: Tensor) -> Tensor:
         return functional.conv_transpose2d(x, kernel, stride=stride)

@@ -9,8 +9,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
+from matplotlib import colormaps
 from matplotlib.colors import LogNorm, SymLogNorm
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
@@ -172,24 +175,51 @@ def ranked_images(images: Category, scores: pd.DataFrame, density: str, seed: in
     )
 
 
-def detected(images: Tensor, table: pd.DataFrame, n: int = 8) -> Figure:
-    """The images that look most and least anomalous.
+def detected(images: Tensor, table: pd.DataFrame, heat: np.ndarray | None = None, n: int = 8) -> Figure:
+    """The images that look most and least anomalous, and what `heated` makes of them below.
 
     Args:
         images: (m, 3, height, width) uint8.
         table: columns image, score and good_above, sorted by score; its index tells the rows of `images`.
+        heat: (m, height, width) as `strength` returns it, where there are maps.
     """
     told = "anomalous\n(score; share of\ngood ones above)"
-    rows = {f"most {told}": table[:n], f"least {told}": table[n:][::-1][:n]}  # no image twice
-    rows = {label: part for label, part in rows.items() if len(part)}
-    titles = [
-        [
-            f"{Path(row.image).stem[-18:]}\n{row.score:.1f}; {100 * row.good_above:.0f} %"
-            for row in part.itertuples()
-        ]
-        for part in rows.values()
-    ]
-    return image_grid([[images[i] for i in part.index] for part in rows.values()], list(rows), titles)
+    ends = {f"most {told}": table[:n], f"least {told}": table[n:][::-1][:n]}  # no image twice
+    rows, titles = {}, []
+    for label, part in ends.items():
+        if not len(part):
+            continue
+        rows[label] = [images[i] for i in part.index]
+        titles.append(
+            [
+                f"{Path(row.image).stem[-18:]}\n{row.score:.1f}; {100 * row.good_above:.0f} %"
+                for row in part.itertuples()
+            ]
+        )
+        if heat is not None:
+            warm = [heated(to_array(images[i]), heat[i]).transpose(2, 0, 1) for i in part.index]
+            rows[f"{label.split()[0]}, with heat\n(yellow 1, red 5)"] = [
+                torch.from_numpy(image.copy()) for image in warm
+            ]
+            titles.append([""] * len(part))
+    return image_grid(list(rows.values()), list(rows), titles)
+
+
+def strength(maps: np.ndarray) -> np.ndarray:
+    """Maps in standard deviations from what good images reach, as strengths in [0, 1] to draw: heat begins at
+    1 and is strongest from 5 on, in every folder."""
+    return ((maps - 1) / 4).clip(0, 1).astype(np.float32)
+
+
+def heated(photo: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """A photograph (height, width, 3) uint8 with heat on it: `strength` (rows, columns), stretched."""
+    size = photo.shape[1::-1]
+    full = np.asarray(Image.fromarray(strength).resize(size, Image.Resampling.BILINEAR))
+    levels = (255 * full).astype(np.uint8)
+    # of each level its share of the pixel, more than linear as weak heat is to be seen too, and its colour
+    share = (0.75 * np.sqrt(np.linspace(0, 1, 256, dtype=np.float32)))[:, None]
+    colour = share * colormaps["autumn_r"](np.arange(256))[:, :3].astype(np.float32) * 255
+    return (photo * (1 - share)[levels] + colour[levels]).astype(np.uint8)
 
 
 def heat_maps(

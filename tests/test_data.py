@@ -242,8 +242,8 @@ def equal(a: data.Category, b: data.Category) -> bool:
 @pytest.fixture
 def reads(monkeypatch) -> list[Path]:
     """Files that were opened as images."""
-    opened, original = [], data._open
-    monkeypatch.setattr(data, "_open", lambda path: opened.append(path) or original(path))
+    opened, original = [], data.read_image
+    monkeypatch.setattr(data, "read_image", lambda path, *args: opened.append(path) or original(path, *args))
     return opened
 
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from cplib import data, detect, experiment, gde, train
-from cplib.config import TransferConfig
+from cplib import data, detect, experiment, gde, localize, patch_experiment, plots, train
+from cplib.config import LocalizeConfig, TransferConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,10 +51,71 @@ def test_a_score_is_the_mean_of_standardised_ones_and_good_above_a_share(config,
     for seed in range(2):
         net = experiment.load_network(config, "cutpaste_3way", box, seed)
         good, new = (train.embed(net, x, config.train).numpy() for x in (box.train, images))
-        held_out = detect._held_out_scores("ridge", good)
-        scores = gde.density("ridge").fit(good).score_samples(new)
+        held_out = detect._held_out_scores(fit_ridge, good)
+        scores = fit_ridge(good, slice(None))(new)
         expected.append((scores - held_out.mean()) / held_out.std())
     np.testing.assert_allclose(table[list(names)], np.mean(expected, axis=0), rtol=1e-6)
+
+
+def patch_config(config, **changes):
+    local = LocalizeConfig(
+        categories=("box",),
+        image_size=32,
+        patch_sizes=(16,),
+        stride=8,
+        stem="3x3_stride2",
+        seeds=2,
+        updates=1,
+        sources=2,
+    )
+    return replace(config, localize=replace(local, **changes))
+
+
+@pytest.mark.parametrize("aligned", [(), ("parts",)])
+def test_the_patch_model_shows_where_defects_are(config, tmp_path, monkeypatch, aligned):
+    monkeypatch.chdir(tmp_path)
+    base, rng = np.full((40, 60, 3), 120) + np.arange(60)[:, None], np.random.default_rng(0)
+    # a folder of just images: no test set, no masks
+    for folder, n in {"data/parts": 20, "photos": 6}.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for k in range(n):
+            image = base + rng.normal(0, 8, base.shape)
+            if folder == "photos" and k % 2:
+                image[6 * k : 6 * k + 10, 8 * k : 8 * k + 15] = 0
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(tmp_path / folder / f"{k}.png")
+    config = patch_config(config, aligned=aligned)
+    table = detect.run(config, "parts", "photos", "patch_model")
+    assert list(table) == ["image", "score", "good_above", "x", "y"]
+    assert table["score"].is_monotonic_decreasing
+    assert sorted(table["image"][:3]) == ["1.png", "3.png", "5.png"]
+    assert (table["good_above"][:3] == 0).all() and (table["good_above"][3:] > 0).any()
+    for row in table[:3].itertuples():
+        k = int(row.image[0])
+        # half a patch, in pixels of the file
+        assert abs(row.x - 8 * k - 7) <= 15 and abs(row.y - 6 * k - 5) <= 10
+    edge = table[3:].eval("x <= 2 or y <= 2 or x >= 57 or y >= 37")
+    assert not edge.any(), "the centre of a patch, also where all is ordinary"
+    drawn = tmp_path / "results/demo/detected/patch_model/parts/photos"
+    assert sorted(p.name for p in drawn.iterdir()) == [f"{k}.png.jpg" for k in range(6)]
+    assert {Image.open(p).size for p in drawn.iterdir()} == {(60, 40)}
+    assert Image.open(drawn.with_suffix(".png")).width > 300
+
+    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained again"))
+    pd.testing.assert_frame_equal(detect.run(config, "parts", "photos", "patch_model"), table)
+
+
+def test_patches_are_scored_as_the_density_of_the_study_scores_them(config, place):
+    config = patch_config(config, seeds=1)
+    table = detect.run(config, "box", "photos", "patch_model").set_index("image")["score"]
+    box = data.load_category("data", "box", 32)
+    images, names = data.load_folder("photos", box)
+    net = patch_experiment.trained_network(config, box, 16, 0)[0]
+    training = patch_experiment.training_of(config)
+    maps = localize.score_maps(net, box.train, images, 16, 8, training, ["shared"])["shared"]
+    highest = np.log1p(maps.max((1, 2)))
+    slope, offset = np.polyfit(highest, table[list(names)], 1)
+    assert slope > 0
+    np.testing.assert_allclose(table[list(names)], slope * highest + offset, rtol=1e-4, atol=1e-4)
 
 
 def test_features_of_a_pretrained_network_need_no_training(config, place, monkeypatch):
@@ -66,10 +127,24 @@ def test_features_of_a_pretrained_network_need_no_training(config, place, monkey
     assert len(table) == 12 and np.isfinite(table["score"]).all()
 
 
+def test_heat_begins_where_good_images_end_and_is_the_same_in_every_folder():
+    maps = np.array([[[-3.0, 1.0], [3.0, 5.0]], [[0.0, 0.0], [40.0, 0.0]]])
+    assert plots.strength(maps).tolist() == [[[0, 0], [0.5, 1]], [[0, 0], [1, 0]]]
+    photo = np.full((20, 40, 3), 90, np.uint8)
+    assert (plots.heated(photo, np.zeros((2, 2), np.float32)) == photo).all()
+    hot = plots.heated(photo, plots.strength(maps[:1])[0])
+    assert hot.shape == photo.shape and (hot[0, 0] == photo[0, 0]).all()
+    assert hot[-1, -1, 0] > 180 and hot[-1, -1, 1:].max() < 60, "red at its strongest"
+
+
+def fit_ridge(x, rows):
+    return gde.density("ridge").fit(x[rows]).score_samples
+
+
 def test_held_out_scores_are_of_densities_of_the_others():
     x = np.random.default_rng(0).normal(size=(10, 3))
     x[0] = [5, -5, 5]
-    assert detect._held_out_scores("ridge", x)[0] > gde.density("ridge").fit(x).score_samples(x)[0]
+    assert detect._held_out_scores(fit_ridge, x)[0] > fit_ridge(x, slice(None))(x)[0]
 
 
 def test_bad_input_is_told_before_anything_is_trained(config, place, make_category, monkeypatch, caplog):

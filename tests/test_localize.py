@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -185,3 +187,34 @@ def test_maps_depend_neither_on_order_nor_on_batches(net, weave, monkeypatch):
 
 def test_no_test_images_no_maps(net, weave):
     assert maps_of(net, weave.train[:2], weave.test[:0], densities=["shared"])["shared"].shape == (0, 5, 5)
+
+
+PEAK = """
+import resource
+import torch
+from cplib import localize, model
+from cplib.config import TrainConfig
+
+class Net:  # embeds an image as a network does, and then draws noise, which takes less time
+    def __init__(self):
+        self.net = model.build(3, 0, stem="3x3_stride2").to(memory_format=torch.channels_last).eval()
+        self.seen = 0
+
+    def embed(self, patches):
+        self.seen += len(patches)
+        return self.net.embed(patches) if self.seen <= 57**2 else torch.randn(len(patches), 512) + 1
+
+torch.set_num_threads(1)
+train, test = (torch.zeros(n, 3, 256, 256, dtype=torch.uint8) for n in (267, 167))
+maps = localize.score_maps(Net(), train, test, 32, 4, TrainConfig())
+assert maps["shared"].shape == maps["per_location"].shape == (167, 57, 57)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory_at_256_px_and_stride_4_is_below_4_gib():
+    """As many images as `pill` has, both densities, 57x57 patches of 32 px: 2.5 GiB measured."""
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 1 < float(done.stdout) < 4

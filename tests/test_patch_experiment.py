@@ -121,7 +121,7 @@ def test_maps_are_those_of_the_saved_weights(run, config, category, tmp_path):
         np.testing.assert_allclose(maps["shared"], file["shared"], rtol=1e-2)
 
 
-def test_nothing_is_made_twice(run, made):
+def test_nothing_is_made_twice(run, made, tmp_path):
     first = results(run(seeds=1))
     assert made == ["train 16 0", "maps 16", "maps 16"]
     made.clear()
@@ -137,6 +137,10 @@ def test_nothing_is_made_twice(run, made):
     run(seeds=2, stride=4, patch_sizes=(16, 32))
     assert made == ["maps 16", "maps 16", "train 32 0", "maps 32", "maps 32"], "seeds of the first size alone"
     made.clear()
+    for path in (tmp_path / "out/arrays/patches/box").glob("*.safetensors"):
+        path.unlink()  # as results from another machine come home
+    run(seeds=2, stride=4, patch_sizes=(16, 32))
+    assert made == [], "maps need no weights"
     run(seeds=1, stride=4, updates=3)
     assert made[0] == "train 16 0"
 
@@ -161,6 +165,23 @@ def test_an_interrupted_run_goes_on_to_the_same_results(run, made, monkeypatch, 
     monkeypatch.setattr(localize, "score_maps", score_maps)
     assert results(run()) == whole
     assert made == ["maps 16"]
+
+
+def test_results_without_arrays_stay_until_they_are_made_again(run, monkeypatch, tmp_path):
+    folder = run(seeds=1)
+    whole = results(folder)
+    shutil.rmtree(tmp_path / "out/arrays")  # as in a clone
+
+    def killed(*_, **__):
+        raise Killed
+
+    monkeypatch.setattr(train, "fit", killed)
+    with pytest.raises(Killed):
+        run(seeds=1)
+    assert results(folder) == whole
+    with pytest.raises(Killed):
+        run(seeds=1, updates=3)
+    assert list(results(folder)) == ["history.csv"], "results of other parameters look like none of these"
 
 
 def test_interrupted_training_goes_on_from_its_checkpoint(run, monkeypatch, tmp_path):
@@ -198,6 +219,19 @@ def test_without_captum_gradcam_is_left_out(run, monkeypatch, caplog):
     monkeypatch.setattr(patch_experiment.importlib.util, "find_spec", lambda name: None)
     metrics = pd.read_csv(run(seeds=1) / "metrics.csv")
     assert "gradcam" not in set(metrics["encoder"]) and "pip install captum" in caplog.text
+
+
+def test_what_would_stop_a_run_at_its_end_stops_it_at_once(run, config, made, tmp_path):
+    changed = replace(config, localize=LOCAL, gde=replace(config.gde, density="kde"))
+    with pytest.raises(
+        ConfigError, match=r"gde.density: kde has no gradient for GradCAM; take ledoit_wolf or"
+    ):
+        patch_experiment.run(changed, "box", tmp_path / "out")
+    changed = replace(config, localize=replace(LOCAL, patch_sizes=(32, 16)))
+    changed = replace(changed, augment=replace(config.augment, scar_width=(2.0, 130.0)))
+    with pytest.raises(ConfigError, match=r"augment.scar_width: must be below 120 for the 16 px patches"):
+        patch_experiment.run(changed, "box", tmp_path / "out")
+    assert made == []
 
 
 def test_category_without_masks_is_named(run, category):

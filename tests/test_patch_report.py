@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cplib import patch_report, plots, report
+from cplib import patch_record, patch_report, pixels, plots, report
 from cplib.config import Config, LocalizeConfig
 from cplib.data import Category
 from cplib.study import ExperimentError
@@ -178,3 +178,20 @@ def test_heat_beside_a_defect_counts_against_defective_images_alone():
     assert found == {"normal images": 100, "defective images": pytest.approx(100 * 28 / 60)}
     alone = patch_report.pixel_auc_against(maps[:1], masks[:1])
     assert np.isnan(alone["normal images"]) and alone["defective images"] == found["defective images"]
+
+
+def test_other_kernels_are_measured_beside_that_of_the_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    local = replace(LOCAL, image_size=64, patch_sizes=(16,), stride=8, sigma=4.0)
+    config, arrays = replace(CONFIG, localize=local), tmp_path / "results/s/arrays/patches/bottle"
+    arrays.mkdir(parents=True)
+    for encoder in patch_record.ENCODERS:
+        np.savez(patch_record.maps_path(arrays, 16, 0, encoder), per_location=rng.random((5, 7, 7)))
+    masks = rng.random((5, 64, 64)) < 0.1
+    table = patch_report.kernel_choices(config, "bottle", masks)
+    assert sorted(set(table["deviation"])) == [1.16, 2, 4, 8], "the rule of FCDD, half, once and twice"
+    used = table[(table["deviation"] == 4) & (table["border"] == "transposed")].iloc[0]
+    for encoder in patch_record.ENCODERS:
+        maps = patch_report.pixel_maps(config, "bottle", 16, "per_location", encoder)
+        assert used[encoder] == pytest.approx(100 * pixels.auroc(maps, masks))

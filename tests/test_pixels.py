@@ -50,6 +50,8 @@ def test_a_single_hot_patch_gives_the_kernel_in_its_place():
 def test_averaging_leaves_a_constant_map_constant():
     maps = np.full((1, 7, 7), 5.0)
     np.testing.assert_allclose(pixels.to_pixels(maps, 16, 8, border="averaged"), 5, rtol=1e-5)
+    narrow = pixels.to_pixels(maps, 16, 8, sigma=0.3, border="averaged")
+    np.testing.assert_allclose(narrow, 5, rtol=1e-5, err_msg="weights underflow between the patches")
     assert pixels.to_pixels(maps, 16, 8)[0, 0, 0] < 5 / 64
 
 

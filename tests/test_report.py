@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from cplib import comparison, experiment, grid_results, report
+from cplib import comparison, experiment, grid_results, patch_experiment, patch_record, report
 from cplib import config as configuration
 from cplib.config import Config
 from cplib.study import ExperimentError, curve_runs, load_scores
@@ -194,4 +194,14 @@ def test_committed_runs_are_of_the_present_parameters_and_sources(study, monkeyp
         for note in metrics["seeds"]:
             key = experiment.fingerprint(config, method, metrics["data"], note["seed"])
             others += [(str(root), method, category, note["seed"])] * (note["fingerprint"] != key)
+    config = configuration.load(f"params/{study}.yaml")
+    for category in config.localize.categories:
+        folder = Path("results", study, "patches", category)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        notes = patch_record.read_notes(folder)
+        for size in config.localize.patch_sizes:
+            for seed in range(config.localize.n_seeds(size)):
+                weights = patch_experiment.weights_key(config, metrics["data"], size, seed)
+                key = patch_experiment.maps_key(weights, config, "trained")
+                others += [(str(folder), size, seed)] * (notes[size, seed]["fingerprint"] != key)
     assert not others

@@ -1,6 +1,6 @@
 """What does dense scoring of an image cost, and how far is it above its floor: forward passes of its patches?
 
-At 256 px, patches of 64 px, stride 8, as in the preset lite: 625 patches an image. Densities are of 60 normal
+At 256 px, patches of 64 px, stride 8: 625 patches an image. Densities are of 60 normal
 images; a density per location makes its factors in `score`, here for 3 images, in a run for all together.
 """
 
@@ -11,6 +11,7 @@ from statistics import median
 
 import pytest
 import torch
+from sklearn.covariance import LedoitWolf
 
 from cplib import localize, model, pixels
 from cplib.config import TrainConfig
@@ -74,3 +75,26 @@ def test_dense_scoring(net, answer, benchmark, name):
         share,
         f"{side**2} patches of {per_patch:.2f} ms, overhead {100 * (1 / share - 1):.1f} %",
     )
+
+
+def test_gaussians_per_location(compare):
+    """57x57 Gaussians in 512 dimensions (A.5), of as many images as `pill` has, against scikit-learn's."""
+    side, n, m, few = localize.grid_side(SIZE, 32, 4), 267, 20, 20
+    generator = torch.Generator().manual_seed(0)
+    points = localize.unit_length(torch.randn(m, side, side, localize.WIDTH, generator=generator) + 5)
+    density = localize.LocationGaussians()
+    for _ in range(n):
+        patches = torch.randn(side, side, localize.WIDTH, generator=generator) + 5
+        density.partial_fit(localize.unit_length(patches))
+    samples = torch.cat(density._buffers)[:n, :few].double().numpy()
+    few_points = points.flatten(1, 2)[:, :few].double().numpy()
+
+    def location_by_location() -> float:
+        started = time.perf_counter()
+        for k in range(few):
+            LedoitWolf().fit(samples[:, k]).mahalanobis(few_points[:, k])
+        return (time.perf_counter() - started) * side**2 / few
+
+    question = f"{side}x{side} Gaussians of {n} images, {m} images scored"
+    others = {"LedoitWolf().mahalanobis": location_by_location}
+    compare(question, lambda: density.score(points), others, rounds=2, note=f"theirs from {few} locations")
