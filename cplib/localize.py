@@ -158,8 +158,11 @@ class SharedGaussian:
             eye = torch.eye(d, dtype=torch.float64, device=covariance.device)
             factor = torch.linalg.cholesky((1 - a) * covariance + least * eye)
             self._whitening = torch.linalg.solve_triangular(factor, eye, upper=False).T
-        out = [((e.double() - self._mean) @ self._whitening).square().sum(-1) for e in embeddings]
-        return torch.stack(out).float()
+        # Into one array: results in a list each split the memory that a passing image leaves, 2 GiB in all
+        out = torch.empty(embeddings.shape[:-1], device=embeddings.device)
+        for k, image in enumerate(embeddings):
+            out[k] = ((image.double() - self._mean) @ self._whitening).square().sum(-1)
+        return out
 
 
 class LocationGaussians:

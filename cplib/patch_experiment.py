@@ -83,7 +83,7 @@ def run(config: Config, category: str, root: Path | None = None, device: torch.d
                 continue
             record.check_disk(arrays, _BYTES_PER_SEED)
             note = patch_record.read_notes(folder).get((size, seed), {})
-            if note.get("fingerprint", keys["trained"]) != keys["trained"]:
+            if note.get("maps", keys["trained"]) != keys["trained"]:
                 for stale in ("scores.csv", "metrics.csv"):  # of other parameters: none of what is made now
                     (folder / stale).unlink(missing_ok=True)
             started, seconds = time.perf_counter(), {}
@@ -98,7 +98,7 @@ def run(config: Config, category: str, root: Path | None = None, device: torch.d
                 maps = localize.score_maps(
                     net, normal, test, size, local.stride, training, sorted(local.densities)
                 )
-                record.save_arrays(paths[encoder], keys[encoder], **maps, history=history)
+                record.save_arrays(paths[encoder], keys[encoder], **maps, history=history, weights=key)
                 seconds[encoder] = time.perf_counter() - started
             rounded = {k: round(v, 1) for k, v in seconds.items()}
             patch_record.add_note(folder, size, seed, {"seconds": rounded, **machine.facts(device)})

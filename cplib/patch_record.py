@@ -60,7 +60,8 @@ def write_results(
             with np.load(maps_path(arrays, size, seed, "trained")) as file:
                 history = pd.DataFrame(json.loads(str(file["history"])), columns=HISTORY)
                 known = {"patch_size": size, "seed": seed, **notes.get((size, seed), {})}
-                notes[size, seed] = {**known, "fingerprint": str(file["fingerprint"])}
+                keys = {"fingerprint": str(file["weights"]), "maps": str(file["fingerprint"])}
+                notes[size, seed] = {**known, **keys}
             history.insert(0, "seed", seed)
             history.insert(0, "patch_size", size)
             histories.append(history)

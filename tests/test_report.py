@@ -201,7 +201,6 @@ def test_committed_runs_are_of_the_present_parameters_and_sources(study, monkeyp
         notes = patch_record.read_notes(folder)
         for size in config.localize.patch_sizes:
             for seed in range(config.localize.n_seeds(size)):
-                weights = patch_experiment.weights_key(config, metrics["data"], size, seed)
-                key = patch_experiment.maps_key(weights, config, "trained")
+                key = patch_experiment.weights_key(config, metrics["data"], size, seed)
                 others += [(str(folder), size, seed)] * (notes[size, seed]["fingerprint"] != key)
     assert not others
