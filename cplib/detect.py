@@ -131,11 +131,9 @@ def _embeddings(
             of_good, of_new = (part[name].numpy() for part in levels)
             yield of_good, [of_new]
     elif method == PATCH_MODEL:
-        local = config.localize
-        size = local.patch_sizes[0]
-        side = localize.grid_side(local.image_size, size, local.stride)
-        chunks = images.split(max(1, _CHUNK_BYTES // (side**2 * localize.WIDTH * 2)))
-        for seed in range(local.n_seeds(size)):
+        size = config.localize.patch_sizes[0]
+        chunks = images.split(max(1, _CHUNK_BYTES // (_side(config) ** 2 * localize.WIDTH * 2)))
+        for seed in range(config.localize.n_seeds(size)):
             net = patch_experiment.trained_network(config, good, size, seed, device=device)[0]
             of_good = _patches(config, net, good.train.to(device), "good images")
             yield of_good, (_patches(config, net, chunk.to(device), "new images") for chunk in chunks)
@@ -147,13 +145,17 @@ def _embeddings(
             yield both[0], both[1:]
 
 
+def _side(config: Config) -> int:
+    """Patches along a side of an image."""
+    local = config.localize
+    return localize.grid_side(local.image_size, local.patch_sizes[0], local.stride)
+
+
 def _patches(config: Config, net: torch.nn.Module, images: Tensor, title: str) -> np.ndarray:
     """Embeddings (n, rows, columns, d) of patches, of length 1 in float16."""
-    local, training = config.localize, patch_experiment.training_of(config)
-    size = local.patch_sizes[0]
-    side = localize.grid_side(local.image_size, size, local.stride)
+    local, training, side = config.localize, patch_experiment.training_of(config), _side(config)
     embeddings = np.empty((len(images), side, side, localize.WIDTH), np.float16)
-    stream = localize.embed_patches(net, images, size, local.stride, training, title=title)
+    stream = localize.embed_patches(net, images, local.patch_sizes[0], local.stride, training, title=title)
     for k, image in enumerate(stream):  # a list and its stack would take twice the memory
         embeddings[k] = localize.unit_length(image).cpu().numpy()
     return embeddings
