@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cplib import augment
+from cplib import augment, record
 from cplib.config import TransferConfig
 
 TASK = augment.TASKS["cutpaste_3way"]
@@ -225,9 +225,7 @@ def fetch(config: TransferConfig) -> Path | None:
     if not path.exists():
         state = _create(config.backbone, pretrained=True).state_dict()
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, partial)
-        os.replace(partial, path)
+        record.replace_bytes(path, safetensors.torch.save({k: v.contiguous() for k, v in state.items()}))
     return path
 
 

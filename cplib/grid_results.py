@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 
 
 def pack(folder: Path, target: Path, weights: bool = False) -> int:
-    """Write a tar file of a folder of slices without checkpoints; returns its bytes.
+    """Write a tar file of the results in a folder of slices; returns its bytes.
 
-    What it leaves out stays in the folder; a run goes on only with the folder.
+    Checkpoints and what a killed job left half-written stay in the folder: only with it can a run go on.
 
     Args:
         weights: also those of the networks, in half precision.
@@ -43,7 +43,7 @@ def pack(folder: Path, target: Path, weights: bool = False) -> int:
                 if weights:
                     with tempfile.TemporaryDirectory() as place:
                         tar.add(_halved(path, Path(place)), path.relative_to(folder))
-            elif path.suffix not in (".checkpoint", ".partial"):
+            elif path.suffix in (".csv", ".json", ".npz", ".log"):
                 tar.add(path, path.relative_to(folder))
     os.replace(partial, target)
     return target.stat().st_size

@@ -77,9 +77,8 @@ def has_weights(path: Path, key: str) -> bool:
 
 def save_weights(path: Path, net: nn.Module, key: str, **metadata: str) -> None:
     weights = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
-    partial = path.with_name(path.name + ".partial")
-    safetensors.torch.save_file(weights, partial, metadata={"fingerprint": key, **metadata})
-    os.replace(partial, path)
+    # not safetensors' own save_file: it writes to a random name first, which a killed run leaves behind
+    replace_bytes(path, safetensors.torch.save(weights, metadata={"fingerprint": key, **metadata}))
 
 
 def save_arrays(path: Path, key: str, **arrays: Any) -> None:
@@ -209,6 +208,11 @@ def score_table(images: data.Category) -> pd.DataFrame:
 
 
 def replace_text(path: Path, text: str) -> None:
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file as a whole: one of this name is always complete, whenever the process ends."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    partial.write_bytes(content)
     os.replace(partial, path)

@@ -139,6 +139,34 @@ def test_slices_give_what_an_uninterrupted_run_gives_and_merge_into_the_study(st
     assert before == after
 
 
+def test_packed_are_results_alone(tmp_path):
+    wanted = ["grid.json", "grid.log", "results/s/arrays/m/seed0.npz", "results/s/runs/m/scores.csv"]
+    others = ["cache/box.npz", "results/s/arrays/m/.tmpX1", "results/s/arrays/m/seed1.npz.partial"]
+    others += [f"results/s/arrays/m/seed0.{kind}" for kind in ("safetensors", "checkpoint", "partial")]
+    for name in wanted + others:
+        (tmp_path / "slices" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "slices" / name).write_text("x")
+    grid_results.pack(tmp_path / "slices", tmp_path / "home.tar")
+    with tarfile.open(tmp_path / "home.tar") as tar:
+        assert tar.getnames() == wanted
+
+
+def test_weights_killed_while_written_leave_only_what_the_next_replaces(tmp_path):
+    writer = (
+        "import sys, torch; from pathlib import Path; from cplib import record\n"
+        "net = torch.nn.Linear(5000, 5000)\n"
+        "while True: record.save_weights(Path(sys.argv[1]), net, 'key')"
+    )
+    path = tmp_path / "seed0.safetensors"
+    process = subprocess.Popen([sys.executable, "-c", writer, str(path)], cwd=ROOT)
+    while not any(tmp_path.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert {p.name for p in tmp_path.iterdir()} <= {path.name, path.name + ".partial"}
+
+
 def test_a_refused_seed_leaves_the_accepted_ones_with_their_tables(study, caplog):
     experiment.run(study, "cutpaste", "box", Path("slices/results/s"))
     bad = Path("slices/results/s/arrays/cutpaste/box/seed1.npz")
