@@ -6,7 +6,7 @@ the anomaly score itself, the squared Mahalanobis distance of the embedding (`lo
 Sign: an activation's weight is the gradient of the anomaly score, so a map is high where activations raise
 the score. As embeddings are scaled to length 1, the score does not change with their length, and the map of a
 density sums to 0 over an image: what is below 0 speaks for normal. The ReLU of GradCAM would tie all such
-pixels, about half; it is off unless `localize.cam_relu` is set.
+pixels, about half; maps are kept without it, and cut off where they are read if `localize.cam_relu` is set.
 """
 
 from __future__ import annotations
@@ -51,15 +51,13 @@ def logit_score(net: nn.Module, images: Tensor) -> Tensor:
     return logits[:, 1:].logsumexp(1) - logits[:, 0]
 
 
-def maps(
-    net: nn.Module, images: Tensor, score: Score, relu: bool = False, batch_size: int = 32
-) -> np.ndarray:
-    """GradCAM of a score at the last convolutional block (Selvaraju et al. 2017, equations 1 and 2).
+def maps(net: nn.Module, images: Tensor, score: Score, batch_size: int = 32) -> np.ndarray:
+    """GradCAM of a score at the last convolutional block (Selvaraju et al. 2017, equations 1 and 2), before
+    the ReLU.
 
     Args:
         net: model with a ResNet as its `encoder`, in evaluation mode, on the device of the images.
         images: (n, 3, size, size) uint8.
-        relu: keep only what raises the score.
 
     Returns:
         (n, size / 32, size / 32) float32 for the ImageNet stem, as they come: not rescaled.
@@ -68,5 +66,5 @@ def maps(
     parts = []
     batches = images.split(batch_size) if len(images) else ()
     for batch in tqdm(batches, "GradCAM", disable=None, leave=False, delay=2):
-        parts.append(cam.attribute(batch.float().div(255), relu_attributions=relu)[:, 0].detach().cpu())
+        parts.append(cam.attribute(batch.float().div(255))[:, 0].detach().cpu())
     return torch.cat(parts).float().numpy() if parts else np.empty((0, 1, 1), np.float32)

@@ -231,7 +231,7 @@ def _gradcam(
     config: Config, images: data.Category, root: Path, arrays: Path, device: torch.device
 ) -> list[tuple[int, np.ndarray]]:
     """Seed and GradCAM (m, rows, columns) of as many image-level 3-way models as patch models; these
-    are trained if need be."""
+    are trained if need be. Files hold GradCAM of every target, so that tables can compare them."""
     if importlib.util.find_spec("captum") is None:
         log.warning("GradCAM left out: it needs captum (pip install captum); run again to add it")
         return []
@@ -248,26 +248,21 @@ def _gradcam(
     if not all(record.has_weights(folder / f"seed{s}.safetensors", k) for s, k in enumerate(keys)):
         experiment.run(config, METHOD, images.name, root, device)
     for seed, weights in enumerate(keys):
-        path = arrays / f"gradcam-seed{seed}.npz"
-        parts = {
-            "weights": weights,
-            "density": config.gde.density,
-            "target": config.localize.cam_target,
-            "relu": config.localize.cam_relu,
-        }
-        key = record.fingerprint(parts, (gradcam, gde))
+        path = patch_record.cam_path(arrays, seed)
+        key = record.fingerprint({"weights": weights, "density": config.gde.density}, (gradcam, gde))
         if not record.has_arrays(path, key):
             net = experiment.load_network(config, METHOD, image_level, seed, root, device)
-            score = gradcam.logit_score
-            if config.localize.cam_target == "density":
+            scores = {"logit": gradcam.logit_score}
+            fitted = gde.density(config.gde.density)
+            if isinstance(fitted, gde.GaussianDensity):
                 in_float32 = replace(config.train, precision="float32")  # as gradients are taken
                 normal = train.embed(net, image_level.train.to(device), in_float32)
-                fitted = gde.density(config.gde.density).fit(normal.numpy())
-                score = gradcam.density_score(fitted, device)
-            cams = gradcam.maps(net, image_level.test.to(device), score, config.localize.cam_relu)
-            record.save_arrays(path, key, maps=cams)
+                scores["density"] = gradcam.density_score(fitted.fit(normal.numpy()), device)
+            test = image_level.test.to(device)
+            record.save_arrays(path, key, **{k: gradcam.maps(net, test, v) for k, v in scores.items()})
         with np.load(path) as file:
-            found.append((seed, file["maps"]))
+            cam = file[config.localize.cam_target]
+        found.append((seed, cam.clip(0) if config.localize.cam_relu else cam))
     return found
 
 

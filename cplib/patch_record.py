@@ -25,6 +25,11 @@ def maps_path(arrays: Path, size: int, seed: int, encoder: str) -> Path:
     return arrays / f"patch{size}-seed{seed}-{encoder}.npz"
 
 
+def cam_path(arrays: Path, seed: int) -> Path:
+    """File of GradCAM of an image-level model, by target (m, rows, columns) float32, before the ReLU."""
+    return arrays / f"gradcam-seed{seed}.npz"
+
+
 def read_notes(folder: Path) -> dict[tuple[int, int], dict[str, Any]]:
     """What metrics.json notes, by patch size and seed."""
     path = folder / "metrics.json"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -139,20 +141,25 @@ def pixel_maps(
     config: Config, category: str, patch_size: int, density: str, encoder: str = "trained", seed: int = 0
 ) -> np.ndarray:
     """Maps (m, size, size) of the test images of a finished run, float32, as its metrics measured them."""
-    arrays, local = study_folder(config) / "arrays" / "patches" / category, config.localize
+    arrays, local = _arrays(config, category), config.localize
     maps = _load(patch_record.maps_path(arrays, patch_size, seed, encoder), density, category)
     return pixels.to_pixels(maps, patch_size, local.stride, local.sigma, local.border)
 
 
 def cam_maps(config: Config, category: str, seed: int = 0) -> np.ndarray | None:
     """GradCAM (m, size, size) of the test images, at the size of the patch model's; None without captum."""
-    path = study_folder(config) / "arrays" / "patches" / category / f"gradcam-seed{seed}.npz"
-    return (
-        pixels.resized(_load(path, "maps", category), config.localize.image_size) if path.exists() else None
-    )
+    path, local = patch_record.cam_path(_arrays(config, category), seed), config.localize
+    if not path.exists():
+        return None
+    cam = _load(path, local.cam_target, category)
+    return pixels.resized(cam.clip(0) if local.cam_relu else cam, local.image_size)
 
 
-def _load(path: object, name: str, category: str) -> np.ndarray:
+def _arrays(config: Config, category: str) -> Path:
+    return study_folder(config) / "arrays" / "patches" / category
+
+
+def _load(path: Path, name: str, category: str) -> np.ndarray:
     try:
         with np.load(path) as file:
             return file[name]
@@ -224,7 +231,7 @@ def kernel_choices(config: Config, category: str, masks: np.ndarray) -> pd.DataF
     Returns:
         Columns category, deviation (pixels), border, trained, untrained.
     """
-    arrays, local = study_folder(config) / "arrays" / "patches" / category, config.localize
+    arrays, local = _arrays(config, category), config.localize
     size, rule = local.patch_sizes[0], pixels.kernel_deviation(local.patch_sizes[0])
     used = local.sigma or rule
     rows = []
@@ -238,6 +245,29 @@ def kernel_choices(config: Config, category: str, masks: np.ndarray) -> pd.DataF
                 row[encoder] = 100 * pixels.auroc(spread, masks)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def cam_choices(config: Config, category: str, masks: np.ndarray) -> pd.DataFrame:
+    """Pixel AUC in percent of GradCAM by what the paper does not state: its target and the ReLU; all seeds.
+
+    Args:
+        masks: (m, height, width) bool.
+
+    Returns:
+        Columns category, target, relu, seed, pixel_auc; no rows without captum.
+    """
+    rows = []
+    for seed in range(config.localize.seeds):
+        path = patch_record.cam_path(_arrays(config, category), seed)
+        if not path.exists():
+            continue
+        with np.load(path) as file:
+            targets = sorted({"density", "logit"} & set(file))  # not every density has a gradient
+        for target, relu in itertools.product(targets, (False, True)):
+            choice = replace(config.localize, cam_target=target, cam_relu=relu)
+            found = cam_maps(replace(config, localize=choice), category, seed)
+            rows.append((category, target, relu, seed, 100 * pixels.auroc(found, masks)))
+    return pd.DataFrame(rows, columns=["category", "target", "relu", "seed", "pixel_auc"])
 
 
 def telling_images(scores: pd.DataFrame, density: str, n: int = 10) -> list[int]:

@@ -98,6 +98,9 @@ def test_a_run_writes_what_its_arrays_say(run, category, tmp_path):
     cam = metrics[metrics["encoder"] == "gradcam"].iloc[0]
     assert cam["patch_size"] == 0 and cam["density"] == "density" and 0 <= cam["pixel_auc"] <= 1
 
+    with np.load(arrays / "gradcam-seed0.npz") as file:
+        assert {"density", "logit"} < set(file)
+
     history = pd.read_csv(folder / "history.csv")
     assert list(history["seed"]) == [0, 0, 1, 1] and set(history["patch_size"]) == {16}
     summary = json.loads((folder / "metrics.json").read_text())
@@ -213,6 +216,19 @@ def test_damaged_maps_are_made_anew(run, made, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     made.clear()
     assert results(run(seeds=1)) == whole and made == ["maps 16"]
+
+
+def test_another_target_of_gradcam_is_only_measured_anew(run, made, monkeypatch):
+    def cam(**changes):
+        metrics = pd.read_csv(run(seeds=1, **changes) / "metrics.csv")
+        return metrics[metrics["encoder"] == "gradcam"].iloc[0]
+
+    before = cam()
+    made.clear()
+    monkeypatch.setattr(patch_experiment.experiment, "load_network", None)  # no network is needed
+    after = cam(cam_target="logit", cam_relu=True)
+    assert (before["density"], after["density"]) == ("density", "logit") and made == []
+    assert before["pixel_auc"] != after["pixel_auc"]
 
 
 def test_without_captum_gradcam_is_left_out(run, monkeypatch, caplog):

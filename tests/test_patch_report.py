@@ -195,3 +195,22 @@ def test_other_kernels_are_measured_beside_that_of_the_study(tmp_path, monkeypat
     for encoder in patch_record.ENCODERS:
         maps = patch_report.pixel_maps(config, "bottle", 16, "per_location", encoder)
         assert used[encoder] == pytest.approx(100 * pixels.auroc(maps, masks))
+
+
+def test_targets_of_gradcam_are_measured_beside_that_of_the_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    config = replace(CONFIG, localize=replace(LOCAL, image_size=64, cam_target="logit", cam_relu=True))
+    arrays = tmp_path / "results/s/arrays/patches/bottle"
+    arrays.mkdir(parents=True)
+    masks = rng.random((5, 64, 64)) < 0.1
+    assert patch_report.cam_choices(config, "bottle", masks).empty, "without captum there is none"
+    with_gradient, without = patch_record.cam_path(arrays, 0), patch_record.cam_path(arrays, 1)
+    np.savez(with_gradient, density=rng.normal(size=(5, 2, 2)), logit=rng.normal(size=(5, 2, 2)))
+    np.savez(without, logit=rng.normal(size=(5, 2, 2)))
+    table = patch_report.cam_choices(config, "bottle", masks)
+    assert list(table["seed"]) == [0] * 4 + [1] * 2
+    used = table[(table["target"] == "logit") & table["relu"]]
+    shown = [patch_report.cam_maps(config, "bottle", seed) for seed in (0, 1)]
+    assert list(used["pixel_auc"]) == pytest.approx([100 * pixels.auroc(maps, masks) for maps in shown])
+    assert shown[0].min() == 0, "the ReLU"
