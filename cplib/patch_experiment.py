@@ -26,7 +26,19 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from cplib import augment, data, experiment, gde, localize, machine, patch_record, pixels, record, train
+from cplib import (
+    augment,
+    data,
+    experiment,
+    gde,
+    localize,
+    machine,
+    model,
+    patch_record,
+    pixels,
+    record,
+    train,
+)
 from cplib import config as configuration
 from cplib.config import Config
 from cplib.patch_record import ENCODERS, METHOD, maps_path
@@ -67,6 +79,12 @@ def run(config: Config, category: str, root: Path | None = None, device: torch.d
         if (deviation := local.sigma or pixels.kernel_deviation(size)) < local.stride / 2:
             text = "localize.sigma: %.2g px for %d px patches at every %d px: their maps are dots"
             log.warning(text, deviation, size, local.stride)
+        # oneDNN's gradients of a convolution with stride 2 are garbage there (torch 2.14)
+        if size <= 4 * model.STEMS[local.stem]:
+            text = (
+                "localize.stem: %s shrinks %d px patches to a pixel before the last stage: in bfloat16 on a "
+            )
+            log.warning(text + "CPU the loss may not stay finite; take 3x3_stride2", local.stem, size)
     is_gaussian = isinstance(gde.density(config.gde.density), gde.GaussianDensity)
     if importlib.util.find_spec("captum") and local.cam_target == "density" and not is_gaussian:
         raise configuration.ConfigError(

@@ -217,7 +217,7 @@ def heated(photo: np.ndarray, strength: np.ndarray) -> np.ndarray:
     full = np.asarray(Image.fromarray(strength).resize(size, Image.Resampling.BILINEAR))
     levels = (255 * full).astype(np.uint8)
     # of each level its share of the pixel, more than linear as weak heat is to be seen too, and its colour
-    share = (0.75 * np.sqrt(np.linspace(0, 1, 256, dtype=np.float32)))[:, None]
+    share = (0.6 * np.sqrt(np.linspace(0, 1, 256, dtype=np.float32)))[:, None]
     colour = share * colormaps["autumn_r"](np.arange(256))[:, :3].astype(np.float32) * 255
     return (photo * (1 - share)[levels] + colour[levels]).astype(np.uint8)
 

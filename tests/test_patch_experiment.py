@@ -250,6 +250,13 @@ def test_what_would_stop_a_run_at_its_end_stops_it_at_once(run, config, made, tm
     assert made == []
 
 
+def test_patches_too_small_for_the_stem_are_warned_of(run, caplog):
+    run(seeds=1, stem="3x3_stride2")
+    assert "localize.stem" not in caplog.text
+    run(seeds=1, stem="imagenet")
+    assert "localize.stem: imagenet shrinks 16 px patches to a pixel" in caplog.text
+
+
 def test_category_without_masks_is_named(run, category):
     shutil.rmtree(category / "ground_truth")
     with pytest.raises(DataError, match=r"box/ground_truth: no masks; leave box out of localize.categories"):

@@ -194,7 +194,21 @@ def test_committed_runs_are_of_the_present_parameters_and_sources(study, monkeyp
         for note in metrics["seeds"]:
             key = experiment.fingerprint(config, method, metrics["data"], note["seed"])
             others += [(str(root), method, category, note["seed"])] * (note["fingerprint"] != key)
-    config = configuration.load(f"params/{study}.yaml")
+    assert not others
+
+
+STEM_3X3 = {"localize.stem": "3x3_stride2", "localize.patch_sizes": (16, 32)}
+
+
+@pytest.mark.parametrize(
+    ("study", "preset", "changes"),
+    [("demo", "demo", {}), ("lite", "lite", {}), ("lite_3x3_stem", "lite", STEM_3X3)],
+)
+def test_committed_patch_models_are_of_the_present_parameters_and_sources(
+    study, preset, changes, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    config, others = configuration.load(f"params/{preset}.yaml", changes), []
     for category in config.localize.categories:
         folder = Path("results", study, "patches", category)
         metrics = json.loads((folder / "metrics.json").read_text())
