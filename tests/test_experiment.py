@@ -297,7 +297,7 @@ def interrupt(monkeypatch, owner, name: str, before: bool, call: int = 0) -> Non
 
 MOMENTS = [
     (experiment.train, "embed", True, 0),
-    (safetensors.torch, "save_file", False, 0),
+    (safetensors.torch, "save", False, 0),
     (experiment.np, "savez_compressed", True, 0),
     (experiment.np, "savez_compressed", False, 1),
     # the cache, three files of each seed, three tables
