@@ -278,9 +278,7 @@ def _gradcam(
                 scores["density"] = gradcam.density_score(fitted.fit(normal.numpy()), device)
             test = image_level.test.to(device)
             record.save_arrays(path, key, **{k: gradcam.maps(net, test, v) for k, v in scores.items()})
-        with np.load(path) as file:
-            cam = file[config.localize.cam_target]
-        found.append((seed, cam.clip(0) if config.localize.cam_relu else cam))
+        found.append((seed, patch_record.read_cam(path, config)))
     return found
 
 

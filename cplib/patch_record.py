@@ -30,6 +30,13 @@ def cam_path(arrays: Path, seed: int) -> Path:
     return arrays / f"gradcam-seed{seed}.npz"
 
 
+def read_cam(path: Path, config: Config) -> np.ndarray:
+    """GradCAM (m, rows, columns) of `localize.cam_target`, with the ReLU if `localize.cam_relu` says so."""
+    with np.load(path) as file:
+        cam = file[config.localize.cam_target]
+    return cam.clip(0) if config.localize.cam_relu else cam
+
+
 def read_notes(folder: Path) -> dict[tuple[int, int], dict[str, Any]]:
     """What metrics.json notes, by patch size and seed."""
     path = folder / "metrics.json"

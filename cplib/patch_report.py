@@ -148,11 +148,13 @@ def pixel_maps(
 
 def cam_maps(config: Config, category: str, seed: int = 0) -> np.ndarray | None:
     """GradCAM (m, size, size) of the test images, at the size of the patch model's; None without captum."""
-    path, local = patch_record.cam_path(_arrays(config, category), seed), config.localize
+    path = patch_record.cam_path(_arrays(config, category), seed)
     if not path.exists():
         return None
-    cam = _load(path, local.cam_target, category)
-    return pixels.resized(cam.clip(0) if local.cam_relu else cam, local.image_size)
+    try:
+        return pixels.resized(patch_record.read_cam(path, config), config.localize.image_size)
+    except (OSError, KeyError):
+        raise _no_maps(path, config.localize.cam_target, category) from None
 
 
 def _arrays(config: Config, category: str) -> Path:
@@ -164,8 +166,12 @@ def _load(path: Path, name: str, category: str) -> np.ndarray:
         with np.load(path) as file:
             return file[name]
     except (OSError, KeyError):
-        command = f"python -m cplib.patch_experiment --category {category}"
-        raise ExperimentError(f"{path}: no maps {name}; run {command}") from None
+        raise _no_maps(path, name, category) from None
+
+
+def _no_maps(path: Path, name: str, category: str) -> ExperimentError:
+    command = f"python -m cplib.patch_experiment --category {category}"
+    return ExperimentError(f"{path}: no maps {name}; run {command}")
 
 
 def map_statistics(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
