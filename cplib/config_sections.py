@@ -74,7 +74,7 @@ class LocalizeConfig:
     updates: int = 65536
     sources: int = 32
     learning_rate: float = 0.03
-    stem: str = "3x3_stride2"
+    stem: str = "imagenet"
     densities: tuple[str, ...] = ("per_location", "shared")
     sigma: float = 0.0
     border: str = "transposed"

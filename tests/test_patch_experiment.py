@@ -24,7 +24,14 @@ from cplib.study import ExperimentError, load_patch_metrics
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LOCAL = LocalizeConfig(
-    categories=("box",), image_size=32, patch_sizes=(16,), stride=8, seeds=2, updates=2, sources=2
+    categories=("box",),
+    image_size=32,
+    patch_sizes=(16,),
+    stride=8,
+    stem="3x3_stride2",
+    seeds=2,
+    updates=2,
+    sources=2,
 )
 
 
