@@ -6,14 +6,11 @@ VENV ?= .venv
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
-# hundreds of processes start, and each would compile all that it imports
+# dozens of processes start, and each would compile all that it imports
 unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
 # the lock is complete, so that several can install parts of it side by side
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
-# `make repro` does so many runs side by side: one where they share a GPU, else one for each core, of which
-# training uses no more anyway (train.threads); nproc alone would tell what OMP_NUM_THREADS is
-JOBS ?= $(if $(shell command -v nvidia-smi),1,$(shell env -u OMP_NUM_THREADS nproc))
 
 .PHONY: help setup repro test quick lint lab benchmark preset lock
 
@@ -33,7 +30,7 @@ repro: $(READY)  ## Run the study of params.yaml (demo data by default) with DVC
 	@if [ -n "$$CUTPASTE_DATA" ]; then for d in "$$CUTPASTE_DATA"/*/; do \
 	    test -e "data/$$(basename "$$d")" || { mkdir -p data; ln -s "$$(realpath "$$d")" "data/$$(basename "$$d")"; }; done; fi
 	@if [ -n "$$CUTPASTE_WEIGHTS" ]; then ln -sf "$$(realpath "$$CUTPASTE_WEIGHTS")"/*.safetensors weights/; fi
-	JOBS=$(JOBS) bash notebooks/repro.sh
+	@started=$$SECONDS; dvc repro && echo "done after $$(((SECONDS - started) / 60)) min $$(((SECONDS - started) % 60)) s: results/$$(sed -nE 's/^study: *([^ ]*).*/\1/p' params.yaml)/notebooks"
 
 # as many tests side by side as there are cores, each on one thread: more would only wait for each other
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
@@ -44,9 +41,10 @@ test: $(READY) lint  ## Lint and all tests
 quick: $(READY) lint  ## Lint and the tests that take less than a few seconds each
 	$(PYTEST) -m "not slow"
 
-lint: $(READY)  ## Check style
+lint: $(READY)  ## Check style and that imports point one way
 	ruff check .
 	ruff format --check .
+	lint-imports --no-cache
 
 lab: $(READY)  ## Open JupyterLab on the notebooks
 	jupyter lab notebooks
@@ -54,8 +52,8 @@ lab: $(READY)  ## Open JupyterLab on the notebooks
 benchmark: $(READY)  ## Measure speed
 	python -m pytest tests/benchmarks --benchmark-only --benchmark-disable-gc
 
-preset: $(READY)  ## Make params/NAME.yaml the parameters of the study: make preset NAME=lite
-	cp params/$(NAME).yaml params.yaml
+preset: $(READY)  ## Make a preset the parameters of the study: make preset NAME=lite
+	@python params/resolve.py $(NAME) >params.yaml.new && mv params.yaml.new params.yaml || { rm -f params.yaml.new; exit 1; }
 
 lock:  ## Renew requirements.txt from the lower bounds in pyproject.toml
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock

@@ -1,204 +1,303 @@
-"""Parameters of a run: `params.yaml` read into frozen dataclasses, every name and type checked."""
+"""Parameters: a YAML file becomes one frozen `Config`; unknown names, wrong types and impossible values are errors.
 
-from __future__ import annotations
+The values and what each means stand in `params/paper.yaml`. Other presets name it (`extends: paper`) and say
+only how they differ from it.
+"""
 
-import argparse
-import dataclasses
 import difflib
-import logging
-import os
-import typing
-from collections.abc import Callable, Mapping, Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cplib.config_check import ConfigError, check
-from cplib.config_sections import (
-    AugmentConfig,
-    Config,
-    CurveConfig,
-    DataConfig,
-    DemoConfig,
-    GdeConfig,
-    LocalizeConfig,
-    OneClassConfig,
-    SensitivityConfig,
-    SyntheticConfig,
-    TrainConfig,
-    TransferConfig,
-    TsneConfig,
-)
 
-__all__ = [
-    "AugmentConfig",
-    "Config",
-    "ConfigError",
-    "CurveConfig",
-    "DataConfig",
-    "DemoConfig",
-    "GdeConfig",
-    "LocalizeConfig",
-    "OneClassConfig",
-    "SensitivityConfig",
-    "SyntheticConfig",
-    "TrainConfig",
-    "TransferConfig",
-    "TsneConfig",
-    "check",
-    "command_line",
-    "data_root",
-    "from_options",
-    "load",
-    "run_command",
-]
+class ConfigError(ValueError):
+    """A parameter is unknown, has the wrong type or an impossible value."""
 
-log = logging.getLogger(__name__)
+
+def _within(least: float, most: float) -> AfterValidator:
+    def check(value: tuple[float, float]) -> tuple[float, float]:
+        if not least <= value[0] <= value[1] <= most:
+            raise ValueError(f"must be a range [lowest, highest] within [{least:g}, {most:g}]")
+        return value
+
+    return AfterValidator(check)
+
+
+Range = tuple[float, float]  # lowest, highest
+Precision = Literal["auto", "bfloat16", "float32"]
+Seeds = Annotated[int, Field(ge=1, le=2**11)]  # `train.update_generator` tells no more apart
+Updates = Annotated[int, Field(ge=0, lt=2**20)]
+Count = Annotated[int, Field(ge=1)]
+Amount = Annotated[int, Field(ge=0)]
+ImageSize = Annotated[int, Field(ge=32, le=1024)]  # pixels
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=0.5)]
+Names = tuple[str, ...]
+SomeNames = Annotated[Names, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some values changed. They are not checked again."""
+        return self.model_copy(update=changes)
+
+
+class DataConfig(Section):  # where the images are, and the size at which they are used
+    root: str
+    image_size: ImageSize
+    cache: str
+
+
+class AugmentConfig(Section):  # augmentations of the input and of the pasted patch (sections 2.2, A.1, A.2)
+    translate: Share
+    jitter: Share
+    patch_jitter: Share
+    area_ratio: Annotated[Range, _within(0.0001, 0.5)]
+    aspect_ratio: Annotated[Range, _within(0.1, 10)]
+    scar_width: Annotated[Range, _within(1, 128)]  # pixels of a 256 px image, as the length
+    scar_length: Annotated[Range, _within(1, 128)]
+    scar_angle: Annotated[Range, _within(-90, 90)]
+
+
+class OwnTraining(Section):  # what `train`, `localize` and `one_class` each state; all else is that of `train`
+    updates: Updates
+    sources: Count
+    learning_rate: Rate
+    stem: Literal["imagenet", "3x3_stride1", "3x3_stride2"]
+
+
+class TrainConfig(OwnTraining):  # representation learning (section A.1)
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    head_layers: Amount
+    normalize: Literal["imagenet", "none"]
+    precision: Precision
+    channels_last: bool
+    compile: bool
+    threads: Amount
+
+
+class GdeConfig(Section):  # density on the embeddings (section 2.3)
+    density: str  # the one that tables show
+    densities: SomeNames
+
+
+class LocalizeConfig(OwnTraining):  # patch model and GradCAM (sections 2.4, 4.2, A.5)
+    categories: Names
+    aligned: Names
+    image_size: ImageSize
+    patch_sizes: Annotated[tuple[Annotated[int, Field(ge=16)], ...], Field(min_length=1)]
+    stride: Count
+    seeds: Seeds
+    compare_seeds: Seeds
+    densities: Annotated[tuple[Literal["per_location", "shared"], ...], Field(min_length=1)]
+    sigma: Annotated[float, Field(ge=0)]
+    border: Literal["transposed", "averaged"]
+    cam_target: Literal["density", "logit"]
+    cam_relu: bool
+
+    def placement(self, category: str) -> str:
+        """Where densities are placed in the tables: `per_location` for aligned objects (section 4.2)."""
+        return "per_location" if category in self.aligned else "shared"
+
+
+class CurveConfig(Section):  # AUC against the number of updates, each point a complete cosine cycle
+    methods: Names
+    updates: Mapping[Annotated[str, Field(pattern=r"^\d+$")], tuple[Updates, ...]]  # by image size in pixels
+    seeds: Seeds
+
+
+class SensitivityConfig(Section):  # one factor at a time around the default (tables 7 and 8)
+    # A list holds the values of a factor, the default's among them. An empty list leaves the factor out
+    method: str
+    categories: Names
+    seeds: Seeds
+    image_size: Annotated[int, Field(ge=0, le=1024)]  # pixels; 0: data.image_size
+    learning_rate: tuple[float, ...]
+    updates: tuple[float, ...]  # as shares of train.updates
+    patch_jitter: tuple[float, ...]
+    max_area: tuple[float, ...]
+    head_layers: tuple[int, ...]
+    translate: tuple[float, ...]
+    normalize: Names
+
+
+class SyntheticConfig(Section):  # synthetic defects on normal test images (section 5.3, table 6)
+    methods: Names
+    seeds: Seeds
+    per_image: Annotated[int, Field(ge=1, le=1000)]
+    seed: Amount
+    digits: str
+    natural_images: str
+
+
+class TsneConfig(Section):  # representations of normal, anomalous and augmented images (figure 3)
+    method: str
+    perplexity: Rate
+    per_group: Count
+    seed: Amount
+
+
+class OneClassConfig(OwnTraining):  # one class normal, all others anomalous (section 5.4)
+    source: str
+    classes: Names
+    methods: Names
+    image_size: ImageSize
+    train_images: Amount  # of the normal class; 0: all
+    test_images: Amount  # of each class; 0: all
+    seeds: Seeds
+    densities: SomeNames
+
+
+class TransferConfig(Section):  # from ImageNet (sections 4.3, A.4): a head alone, then all layers
+    backbone: str
+    weights: str
+    image_size: ImageSize
+    sources: Count
+    head_updates: Updates
+    head_learning_rate: Rate
+    updates: Annotated[int, Field(ge=1, lt=2**20)]
+    learning_rate: Rate
+    precision: Precision
+    levels: Annotated[tuple[Annotated[str, Field(pattern=r"^(pool|level[1-9]\d*)$")], ...], Field(min_length=1)]
+    seeds: Seeds
+    curve: tuple[Updates, ...]
+    curve_seeds: Seeds
+
+
+class Config(Section):  # a complete set of parameters
+    study: Annotated[str, Field(pattern=r"^[^/.][^/]*$")]  # a folder below results/
+    methods: Names
+    categories: Names
+    textures: Names
+    seeds: Seeds
+    seeds_of: Mapping[str, Seeds]
+    shown: Names
+    data: DataConfig
+    augment: AugmentConfig
+    train: TrainConfig
+    gde: GdeConfig
+    localize: LocalizeConfig
+    curve: CurveConfig
+    sensitivity: SensitivityConfig
+    synthetic: SyntheticConfig
+    tsne: TsneConfig
+    one_class: OneClassConfig
+    transfer: TransferConfig
+    demo: Mapping[str, int]  # size of the embedded demo data, which `demo` draws
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """Values must fit together. A misspelt category or method would be ignored in silence."""
+        local, (low, high), gde = self.localize, self.augment.aspect_ratio, self.gde
+        _need(low <= 1 <= high, "augment.aspect_ratio: must contain 1")
+        _need(gde.density in gde.densities, f"gde.density: must be one of {', '.join(gde.densities)}")
+        for size in local.patch_sizes:
+            span = local.image_size - size
+            _need(span >= 0, f"localize.patch_sizes: must be at most image_size, {local.image_size}")
+            # else patches miss a margin on the right and below
+            _need(span % local.stride == 0, f"localize.stride: must divide {span}, image_size less patch size {size}")
+        _need(local.compare_seeds <= local.seeds, f"localize.compare_seeds: must be at most seeds, {local.seeds}")
+        lacking = {local.placement(c) for c in local.categories} - set(local.densities)
+        _need(not lacking, f"localize.densities: lacks what the tables show, {', '.join(sorted(lacking))}")
+        categories, methods = {*self.categories}, {*self.methods}
+        pairs = {f"{m}-{c}" for m in methods for c in categories}
+        known = {"shown": methods, "textures": categories, "sensitivity.categories": categories}
+        known |= {"seeds_of": methods | pairs, "localize.aligned": categories.union(local.categories)}
+        for key, names in known.items():
+            for name in (n for n in attrgetter(key)(self) if n not in names):
+                raise ValueError(f"{key}: {name!r} is no name of methods or categories{_near(name, names)}")
+        return self
+
+    def n_seeds(self, method: str, category: str) -> int:
+        """Number of seeds of a method on a category: the most specific entry of `seeds_of`, else `seeds`."""
+        return self.seeds_of.get(f"{method}-{category}", self.seeds_of.get(method, self.seeds))
+
+    def changed(self, overrides: Mapping[str, Any]) -> Self:
+        """A copy with some parameters changed, by dotted names, and checked as `load` does."""
+        return _checked(_overridden(self.model_dump(mode="json"), overrides))
+
+    def only(self, categories: Names = (), methods: Names = ()) -> Self:
+        """A copy for some categories and methods, such as a folder of one's own. Other names that it mentions go."""
+        categories, methods = categories or self.categories, methods or self.methods
+        known = {*categories, *methods, *(f"{m}-{c}" for m in methods for c in categories)}
+        changes: dict[str, Any] = {"categories": categories, "methods": methods}
+        changes["seeds_of"] = {name: n for name, n in self.seeds_of.items() if name in known}
+        for key in ("shown", "textures", "localize.categories", "localize.aligned", "sensitivity.categories"):
+            changes[key] = [name for name in attrgetter(key)(self) if name in known]
+        return self.changed(changes)
 
 
 def load(path: str | Path = "params.yaml", overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read a parameter file and apply overrides.
+    """Parameters of a YAML file with the sections of `Config`; what it `extends` is a file of that name beside it.
 
-    Args:
-        path: YAML file with the sections of `Config`; keys that it leaves out keep their defaults.
-        overrides: dotted names to values, such as `{"train.updates": 100}` or the same,
-            `{"train": {"updates": 100}}`. A value that is a string is read as YAML would read it, so
-            the command line can pass text.
+    Overrides go by dotted name, `{"train.updates": 7}`, or by section, `{"train": {"updates": 7}}`. Text is read as
+    YAML, as the command line passes it. A ConfigError names an unreadable file, an unknown name or a wrong value."""
+    return _checked(_overridden(_tree(Path(path)), overrides or {}, as_text=True), f"{path}: ")
 
-    Raises:
-        ConfigError: unreadable file, unknown name, wrong type or impossible value; names the key.
-    """
-    path = Path(path)
+
+def _tree(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid YAML ({error})") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, got {type(tree).__name__}")
-    for name, value in (overrides or {}).items():
-        _set(tree, name, value)
-    config = _build(Config, tree, "")
-    check(config)
-    return config
+        raise ConfigError(f"{path}: expected sections, got {type(tree).__name__}")
+    base = tree.pop("extends", None)
+    return _overridden(_tree(path.with_name(f"{base}.yaml")), tree) if base else tree
 
 
-def command_line(module: str, description: str | None) -> argparse.ArgumentParser:
-    """Parser of `python -m <module>` with the options that `from_options` reads."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--params", default="params.yaml", help="parameter file (params.yaml)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one parameter"
-    )
-    return parser
-
-
-def from_options(options: argparse.Namespace) -> Config:
-    """The parameter file that the command line names, with its changes; raises as `load`."""
-    overrides = dict(item.split("=", 1) if "=" in item else (item, "") for item in options.set)
-    return load(options.params, overrides)
-
-
-def run_command(
-    parser: argparse.ArgumentParser,
-    arguments: Sequence[str] | None,
-    do: Callable[[argparse.Namespace, Config], int | None],
-    errors: tuple[type[Exception], ...],
-) -> int:
-    """Parse the command line, load the parameters and do what it asks for.
-
-    Args:
-        parser: as `command_line` made it, with the command's own options.
-        arguments: by default those of the process.
-        do: given the options and the parameters; returns the exit status, None for 0.
-        errors: these, and errors of files, say themselves what is wrong: one line, and exit status 1.
-
-    Returns:
-        The exit status.
-    """
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        return do(options, from_options(options)) or 0
-    except (ConfigError, OSError, *errors) as error:
-        log.error("error: %s", " ".join(str(error).split()))
-        return 1
-
-
-def data_root(config: Config) -> Path:
-    """Folder that holds the categories.
-
-    `data.root` as it stands if that folder exists, else the folder of the same name in the folder
-    that the environment variable CUTPASTE_DATA names.
-    """
-    root = Path(config.data.root).expanduser()
-    shared = os.environ.get("CUTPASTE_DATA")
-    if not root.exists() and shared:
-        return Path(shared).expanduser() / root.name
-    return root
-
-
-def _set(tree: dict[str, Any], name: str, value: Any) -> None:
-    """Set a dotted name in nested dictionaries; strings are read as YAML, a section keeps its other keys."""
-    *sections, key = name.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
+def _overridden(tree: dict[str, Any], overrides: Mapping[str, Any], as_text: bool = False) -> dict[str, Any]:
+    """A copy with some values in other places. A section that is given in parts keeps its other values."""
+    tree = {k: dict(v) if isinstance(v, dict) else v for k, v in tree.items()}
+    for name, value in overrides.items():
+        try:
+            value = yaml.safe_load(value) if as_text and isinstance(value, str) else value
+        except yaml.YAMLError:
+            raise ConfigError(f"{name}: {value!r} is not valid YAML") from None
+        section, _, key = name.rpartition(".")
+        place = tree.setdefault(section, {}) if section else tree
+        if not isinstance(place, dict):
             raise ConfigError(f"{name}: {section} is not a section")
+        is_section = not section and key != "seeds_of" and isinstance(value, dict) and isinstance(tree.get(key), dict)
+        place[key] = {**tree[key], **value} if is_section else value
+    return tree
+
+
+def _checked(tree: dict[str, Any], title: str = "") -> Config:
     try:
-        value = yaml.safe_load(value) if isinstance(value, str) else value
-    except yaml.YAMLError:
-        raise ConfigError(f"{name}: {value!r} is not valid YAML") from None
-    is_section = dataclasses.is_dataclass(typing.get_type_hints(Config).get(name))
-    if is_section and isinstance(value, dict) and isinstance(tree.get(key), dict):
-        value = {**tree[key], **value}
-    tree[key] = value
+        # by way of JSON, whose strict mode takes lists for tuples but no text for numbers
+        return Config.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        first, more = error.errors()[0], error.error_count() - 1
+    loc, given = [str(p) for p in first["loc"]], first["input"]
+    text = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if first["type"] == "extra_forbidden":
+        model: Any = Config.model_fields[loc[0]].annotation if loc[1:] else Config
+        text = "unknown parameter" + _near(loc[-1], model.model_fields, "".join(f"{s}." for s in loc[:-1]))
+    elif first["type"] == "missing":
+        text = "missing; name all parameters, or start the file with `extends: paper`"
+    elif isinstance(given, str) and re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", given, re.IGNORECASE):
+        text += f", got {given!r} (YAML reads it as text: write it without an exponent, 0.00003)"
+    elif not isinstance(given, dict):
+        text += f", got {given!r}"
+    name = ".".join(loc) + ": " if loc else ""  # `_fits` names the parameter itself
+    raise ConfigError(title + name + text + (f" ({more} more errors)" if more else ""))
 
 
-def _build(kind: type, tree: Any, prefix: str) -> Any:
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{prefix.rstrip('.')}: expected a section, got {tree!r}")
-    types_of = typing.get_type_hints(kind)
-    for key in tree:
-        if key not in types_of:
-            near = difflib.get_close_matches(str(key), types_of, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-            raise ConfigError(f"{prefix}{key}: unknown parameter{hint}")
-    return kind(**{key: _convert(types_of[key], tree[key], prefix + key) for key in tree})
+def _need(condition: bool, text: str) -> None:
+    if not condition:
+        raise ValueError(text)
 
 
-def _convert(kind: Any, value: Any, name: str) -> Any:
-    """Value as the type that the dataclass declares, or an error that names the key."""
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, name + ".")
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{name}: expected a list, got {value!r}")
-        item_types = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        if len(value) != len(item_types):
-            raise ConfigError(f"{name}: expected {len(item_types)} values, got {value!r}")
-        return tuple(_convert(t, v, name) for t, v in zip(item_types, value, strict=True))
-    if origin is not None:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{name}: expected a mapping, got {value!r}")
-        return {str(k): _convert(args[1], v, f"{name}.{k}") for k, v in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        hint = ""
-        if kind is float and isinstance(value, str) and _is_number(value):
-            hint = " (YAML reads it as text: write it without an exponent, 0.00003)"
-        raise ConfigError(f"{name}: expected {kind.__name__}, got {value!r}{hint}")
-    return value
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _near(name: str, known: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""

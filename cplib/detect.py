@@ -1,245 +1,180 @@
-"""A defect detector: score the images of a folder by what a run learnt from good ones.
-
-python -m cplib.detect photos --category parts                        3-way CutPaste, trained if it is not yet
-python -m cplib.detect photos --category parts --method patch_model   its patch model: where defects are
-python -m cplib.detect photos --category parts --method pretrained    features of ImageNet, without training
-
-with --params params/lite.yaml --set study=mine --set data.root=. for good images in the folder parts.
+"""A defect detector: `python -m cplib detect photos --category parts` scores photographs by what was learnt from good
+ones. README.md shows how, under "Find defects in your own parts".
 
 results/<study>/detected/<method>/<category>/<folder>.csv    as `run` returns it, most anomalous first
 results/<study>/detected/<method>/<category>/<folder>.png    the images that look most and least anomalous
 results/<study>/detected/patch_model/<category>/<folder>/    each image with its heat, in full size
 """
 
-from __future__ import annotations
-
-import argparse
 import logging
 import shutil
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from pandas import DataFrame
 from PIL import Image
 from sklearn.model_selection import KFold
 from torch import Tensor
 from tqdm import tqdm
 
-from cplib import (
-    backbone,
-    data,
-    experiment,
-    finetune,
-    gde,
-    localize,
-    patch_experiment,
-    pixels,
-    plots,
-    record,
-    train,
-)
-from cplib import config as configuration
-from cplib.config import Config
-from cplib.patch_record import image_scores
-from cplib.study import study_folder
+from cplib import data, gde, train
+from cplib.augment.tasks import METHODS
+from cplib.config import Config, ConfigError
+from cplib.localize import patch_maps, pixels
+from cplib.report import plots
+from cplib.runs import store
+from cplib.runs.plan import THREE_WAY, plan
+from cplib.runs.trained import Trained
 
 log = logging.getLogger(__name__)
 
 PATCH_MODEL = "patch_model"  # of `config.localize`, with its first size of patches
 PRETRAINED = "pretrained"  # the backbone of `config.transfer`, as it is
-METHODS = (*experiment.METHODS, PATCH_MODEL, PRETRAINED)
-_FOLDS, _FEWEST = 5, 4  # of the cross-validation; 3 good images fit a density, whatever it is worth
 _CHUNK_BYTES = 512 * 2**20  # of embeddings of new images that are scored together
 
-Scorer = Callable[[np.ndarray], np.ndarray]  # from embeddings (n, ..., d) to anomaly scores (n, ...)
-Fit = Callable[[np.ndarray, slice | np.ndarray], Scorer]  # to such rows of embeddings
 
+def run(config: Config, category: str, folder: str | Path, method: str = THREE_WAY, aligned: bool = False) -> DataFrame:
+    """Score the images of a folder, the most anomalous first, and write the table and pictures.
 
-def run(
-    config: Config,
-    category: str,
-    folder: str | Path,
-    method: str = "cutpaste_3way",
-    device: torch.device | None = None,
-) -> pd.DataFrame:
-    """Score images, the most anomalous first, and write the table and a picture.
+    Good images are those of `category`, a folder below `data.root` as `cplib.data` reads it; the others must have their
+    size. `method` is of `tasks.METHODS`, `PATCH_MODEL` or `PRETRAINED`; networks that are missing are trained first.
+    `aligned`: the parts always lie alike, so that the patch model has a density per location.
 
-    Each network of the method (a seed, or a level of the pretrained one) is followed by the density
-    `config.gde.density` of the good training images; the patch model by the density of their patches, whose
-    scores are logarithms of distances, an image's score the highest. Scores are standardised by those of the
-    same good images under densities that were not fitted to them, and averaged over networks.
+    Each network of the method (a seed, or a level of the pretrained one) is followed by the density `gde.density` of
+    the good images; the patch model by the density of their patches, whose scores are logarithms of distances, an
+    image's score the highest. Scores are standardised by those of the same good images under densities that were not
+    fitted to them, and averaged over networks.
 
-    Args:
-        category: folder of good images below `config.data.root`, as `cplib.data` reads it.
-        folder: images to score, of the size of the good ones.
-        method: of `METHODS`. A run that is not finished is trained first.
-        device: to compute on; by default a GPU if there is one.
-
-    Returns:
-        Columns image; score, in standard deviations from the mean good image; good_above, the share of good
-        training images that score at least as high: 0 is more anomalous than all of them. Of the patch
-        model also x and y, the centre of the hottest patch in pixels of the file, from its upper left.
-
-    Raises:
-        DataError: a folder without images, an unreadable one, or one of another size; fewer than 4 good
-            ones. BackboneError: no such weights. Others as `cplib.experiment.run`.
+    Returns columns image; score, in standard deviations from the mean good image; good_above, the share of good images
+    that score at least as high; of the patch model x and y, the middle of the hottest patch in pixels of the file.
+    Raises DataError for no images, an unreadable one, another size, fewer than 4 good ones; else as `runs.run.run_all`.
     """
-    device = device or train.default_device()
-    local = config.localize
-    sizes = {PRETRAINED: config.transfer.image_size, PATCH_MODEL: local.image_size}
-    size = sizes.get(method, config.data.image_size)
-    good = data.load_category(configuration.data_root(config), category, size, config.data.cache)
-    if len(good.train) < _FEWEST:
-        raise data.DataError(f"{category}: needs at least {_FEWEST} good images, got {len(good.train)}")
+    local, models = config.localize, _models(config, category, method)
+    good = models[0].images
+    if len(good.train) < 4:  # 3 fit a density in the cross-validation, whatever it is worth
+        raise data.DataError(f"{category}: needs at least 4 good images, got {len(good.train)}")
     images, names = data.load_folder(folder, good)
-    fit = _patch_density(config, category, device) if method == PATCH_MODEL else _density(config)
+    fit = _density(config, method, "per_location" if aligned else local.placement(category), models[0].device)
     parts = []
-    for of_good, of_new in _embeddings(config, method, good, images, device):
-        held_out, score = _held_out_scores(fit, of_good), fit(of_good, slice(None))
-        scores = np.concatenate([score(chunk) for chunk in of_new])
-        highest = image_scores(held_out)
-        mean, deviation = highest.mean(), max(highest.std(), 1e-12)
-        parts.append([(x - mean) / deviation for x in (held_out, scores)])
+    for of_good, of_new in _embeddings(config, method, models, images):
+        held_out, score = _held_out_scores(fit, of_good), fit(of_good)
+        highest = patch_maps.image_scores(held_out)
+        mean, std = highest.mean(), max(highest.std(), 1e-12)
+        parts.append([(x - mean) / std for x in (held_out, np.concatenate([score(chunk) for chunk in of_new]))])
     of_good, of_new = (np.mean(part, axis=0) for part in zip(*parts, strict=True))
-    score = image_scores(of_new)
-    good_above = (image_scores(of_good) >= score[:, None]).mean(1)
-    table = pd.DataFrame({"image": names, "score": score, "good_above": good_above})
-    heat = None
+    score = patch_maps.image_scores(of_new)
+    good_above = (patch_maps.image_scores(of_good) >= score[:, None]).mean(1)
+    table, heat = DataFrame({"image": names, "score": score, "good_above": good_above}), None
     if method == PATCH_MODEL:
         patch = local.patch_sizes[0]
-        # Averaged, so that pixels are in the unit of patches; what is ordinary does not cool what is hot
-        heat = pixels.to_pixels(of_new.clip(0), patch, local.stride, local.sigma, "averaged")
+        # averaged, so that pixels are in the unit of patches; what is ordinary does not cool what is hot
+        heat = strength(pixels.to_pixels(of_new.clip(0), patch, local.stride, local.sigma, "averaged"))
         place = np.unravel_index(of_new.reshape(len(of_new), -1).argmax(1), of_new.shape[1:])
-        y, x = (np.array(place) * local.stride + patch / 2) / size
+        y, x = (np.array(place) * local.stride + patch / 2) / local.image_size
         table["x"], table["y"] = (x * good.source_size[0]).astype(int), (y * good.source_size[1]).astype(int)
     table = table.sort_values("score", ascending=False)
-    _write(config, method, category, Path(folder), images, table, heat)
+    place = store.study_folder(config) / "detected" / method / category / Path(folder).resolve().name
+    _write(place, Path(folder), images, table, heat)
     return table.reset_index(drop=True)
 
 
-def _embeddings(
-    config: Config, method: str, good: data.Category, images: Tensor, device: torch.device
-) -> Iterator[tuple[np.ndarray, Iterable[np.ndarray]]]:
-    """Of good images, and of new ones in chunks, by each network."""
-    if method == PRETRAINED:
-        net = backbone.build(config.transfer, 0).eval().to(device)
-        levels = [finetune.embed_levels(net, x.to(device), config.train) for x in (good.train, images)]
-        for name in config.transfer.levels:
-            of_good, of_new = (part[name].numpy() for part in levels)
-            yield of_good, [of_new]
-    elif method == PATCH_MODEL:
-        size = config.localize.patch_sizes[0]
-        chunks = images.split(max(1, _CHUNK_BYTES // (_side(config) ** 2 * localize.WIDTH * 2)))
-        for seed in range(config.localize.n_seeds(size)):
-            net = patch_experiment.trained_network(config, good, size, seed, device=device)[0]
-            of_good = _patches(config, net, good.train.to(device), "good images")
-            yield of_good, (_patches(config, net, chunk.to(device), "new images") for chunk in chunks)
+def _models(config: Config, category: str, method: str) -> list[Trained]:
+    """Networks of a method, one per seed; they are trained when first asked for."""
+    own = config.only(categories=(category,))
+    if method == PATCH_MODEL:
+        own, variant = own.changed({"localize.categories": [category]}), f"{config.localize.patch_sizes[0]}px"
+        runs = [r for r in plan(own, ["patches"]) if (r.method, r.variant) == (THREE_WAY, variant)]
+    elif method == PRETRAINED:
+        runs = [r for r in plan(own, ["transfer"]) if r.method == PRETRAINED]
+    elif method in METHODS:
+        runs = plan(own.only(methods=(method,)), ["detection"])
     else:
-        experiment.run(config, method, good.name, device=device)
-        for seed in range(config.n_seeds(method, good.name)):
-            net = experiment.load_network(config, method, good, seed, device=device)
-            both = [train.embed(net, x.to(device), config.train).numpy() for x in (good.train, images)]
-            yield both[0], both[1:]
+        raise ConfigError(f"method {method!r}: unknown; known: {', '.join([*METHODS, PATCH_MODEL, PRETRAINED])}")
+    study, device = store.study_folder(config), train.default_device()
+    return [Trained(r.training, study, config.data.cache, device) for r in runs]
 
 
-def _side(config: Config) -> int:
-    """Patches along a side of an image."""
-    local = config.localize
-    return localize.grid_side(local.image_size, local.patch_sizes[0], local.stride)
+def _embeddings(config: Config, method: str, models: list[Trained], images: Tensor) -> Iterator[tuple]:
+    """Of good images, and of new ones in chunks, by each network (and each level of a pretrained one)."""
+    for model in models:
+        model.keep_weights = True  # for the next call
+        net, settings, both = model.network, model.training.settings, (model.images.train, images)
+        if method == PATCH_MODEL:
+            how = (model.training.crop, config.localize.stride, settings)
+            of_good = patch_maps.unit_patches(net, both[0].to(model.device), *how).cpu().numpy()
+            chunks = (x.to(model.device) for x in images.split(max(1, _CHUNK_BYTES // of_good[0].nbytes)))
+            yield of_good, (patch_maps.unit_patches(net, x, *how).cpu().numpy() for x in chunks)
+        else:
+            of_good, of_new = (train.embed(net, x.to(model.device), settings) for x in both)
+            for level in config.transfer.levels if method == PRETRAINED else ["pool"]:
+                yield of_good[level].numpy(), [of_new[level].numpy()]
 
 
-def _patches(config: Config, net: torch.nn.Module, images: Tensor, title: str) -> np.ndarray:
-    """Embeddings (n, rows, columns, d) of patches, of length 1 in float16."""
-    local, training, side = config.localize, patch_experiment.training_of(config), _side(config)
-    embeddings = np.empty((len(images), side, side, localize.WIDTH), np.float16)
-    stream = localize.embed_patches(net, images, local.patch_sizes[0], local.stride, training, title=title)
-    for k, image in enumerate(stream):  # a list and its stack would take twice the memory
-        embeddings[k] = localize.unit_length(image).cpu().numpy()
-    return embeddings
-
-
-def _density(config: Config) -> Fit:
-    return lambda embeddings, rows: gde.density(config.gde.density).fit(embeddings[rows]).score_samples
-
-
-def _patch_density(config: Config, category: str, device: torch.device) -> Fit:
-    kind = config.localize.density(category)
-    log.info("%s: density %s (localize.aligned)", category, kind.replace("_", " "))
-
-    def fit(embeddings: np.ndarray, rows: slice | np.ndarray) -> Scorer:
-        density = localize.DENSITIES[kind]()
-        for k in np.arange(len(embeddings))[rows]:
-            density.partial_fit(torch.from_numpy(embeddings[k]).to(device))
-        # Logarithms, as specks in a background that never changes are off by many orders of magnitude
+def _density(config: Config, method: str, placement: str, device: torch.device) -> Callable:
+    # given embeddings (n, ..., d) of good images, a function from such embeddings to anomaly scores (n, ...)
+    def fit(embeddings: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        if method != PATCH_MODEL:
+            return gde.density(config.gde.density).fit(embeddings).score_samples
+        density = patch_maps.PLACEMENTS[placement]().fit(torch.from_numpy(embeddings).to(device))
+        # logarithms, as specks in a background that never changes are off by many orders of magnitude
         return lambda new: density.score(torch.from_numpy(new).to(device)).log1p().cpu().numpy()
 
     return fit
 
 
-def _held_out_scores(fit: Fit, embeddings: np.ndarray) -> np.ndarray:
+def _held_out_scores(fit: Callable, embeddings: np.ndarray) -> np.ndarray:
     """Scores of embeddings under densities of the others, by cross-validation over images."""
-    folds = KFold(min(_FOLDS, len(embeddings)), shuffle=True, random_state=0)
-    parts, order = [], []
-    splits = tqdm(folds.split(embeddings), "densities", folds.n_splits, disable=None, leave=False, delay=2)
-    for rest, held_out in splits:
-        parts.append(fit(embeddings, rest)(embeddings[held_out]))
-        order.append(held_out)
-    return np.concatenate(parts)[np.argsort(np.concatenate(order))]
+    folds = KFold(min(5, len(embeddings)), shuffle=True, random_state=0)
+    splits = tqdm(list(folds.split(embeddings)), "densities", disable=None, leave=False, delay=2)
+    parts = [(held_out, fit(embeddings[rest])(embeddings[held_out])) for rest, held_out in splits]
+    return np.concatenate([scores for _, scores in parts])[np.argsort(np.concatenate([k for k, _ in parts]))]
 
 
-def _write(
-    config: Config,
-    method: str,
-    category: str,
-    folder: Path,
-    images: Tensor,
-    table: pd.DataFrame,
-    heat: np.ndarray | None,
-) -> None:
-    """The table, its picture, and with heat (m, size, size) each image in full size with its heat on it."""
-    place = study_folder(config) / "detected" / method / category / folder.resolve().name
+def _write(place: Path, folder: Path, images: Tensor, table: DataFrame, heat: np.ndarray | None) -> None:
+    """The table, its picture, and with heat (m, size, size) in [0, 1] each image in full size with its heat."""
     place.parent.mkdir(parents=True, exist_ok=True)
     if heat is not None:
-        heat = plots.strength(heat)
-        _draw(folder, table.sort_index()["image"], heat, place)
-    path = place.with_name(f"{place.name}.csv")
-    figure = plots.detected(images, table, heat)
-    figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
-    plots.plt.close(figure)
-    record.replace_text(path, table.to_csv(index=False, float_format="%.4g"))
-    n = (table["good_above"] == 0).sum()
-    log.info("%s and .png: %d of %d images score above all good ones", path, n, len(table))
-
-
-def _draw(folder: Path, names: Iterable[str], heat: np.ndarray, place: Path) -> None:
-    """Images of a folder with their heat, as JPEG; `place` is replaced as a whole."""
-    partial = place.with_name(f"{place.name}.partial")
-    for old in (partial, place):
-        shutil.rmtree(old, ignore_errors=True)
-    partial.mkdir()
-    for name, strength in zip(tqdm(names, "pictures", disable=None, leave=False, delay=2), heat, strict=True):
-        picture = plots.heated(np.asarray(data.read_image(folder / name)), strength)
-        Image.fromarray(picture).save(partial / f"{name}.jpg", quality=90)
-    partial.rename(place)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = configuration.command_line("cplib.detect", __doc__)
-    parser.add_argument("folder", help="images to score")
-    parser.add_argument("--category", required=True, help="folder of good images below data.root")
-    parser.add_argument("--method", choices=METHODS, default="cutpaste_3way", help="cutpaste_3way by default")
-    errors = (*experiment.ERRORS, backbone.BackboneError)
-    return configuration.run_command(parser, arguments, _command, errors)
-
-
-def _command(options: argparse.Namespace, config: Config) -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        for k, name in enumerate(tqdm(table.sort_index()["image"], "pictures", disable=None, leave=False, delay=2)):
+            photo = np.asarray(data.read_image(folder / name))
+            Image.fromarray(heated(photo, heat[k])).save(place / f"{name}.jpg", quality=90)
     plots.use_style()
-    run(config, options.category, options.folder, options.method)
+    figure = _both_ends(images, table, heat)
+    figure.savefig(f"{place}.png", metadata={"Software": None})
+    plots.plt.close(figure)
+    store.replace_bytes(Path(f"{place}.csv"), table.to_csv(index=False, float_format="%.4g").encode())
+    n = (table["good_above"] == 0).sum()
+    log.info("%s.csv and .png: %d of %d images score above all good ones", place, n, len(table))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _both_ends(images: Tensor, table: DataFrame, heat: np.ndarray | None, n: int = 8) -> Figure:
+    """The images that look most and least anomalous, and with their heat below."""
+    rows, titles = {}, []
+    for end, part in (("most", table[:n]), ("least", table[n:][::-1][:n])):  # no image twice
+        if len(part):
+            rows[f"{end} anomalous\n(score; share of\ngood ones above)"] = [images[i] for i in part.index]
+            told = zip(part["image"], part["score"], part["good_above"], strict=True)
+            titles.append([f"{Path(name).stem[-18:]}\n{score:.1f}; {100 * p:.0f} %" for name, score, p in told])
+        if len(part) and heat is not None:
+            warm = [heated(plots.to_array(images[i]), heat[i]).transpose(2, 0, 1) for i in part.index]
+            rows[f"{end}, with heat\n(yellow 1, red 5)"] = [torch.from_numpy(image.copy()) for image in warm]
+            titles.append([""] * len(part))
+    return plots.image_grid(list(rows.values()), list(rows), titles)
+
+
+def strength(maps: np.ndarray) -> np.ndarray:
+    """Heat in [0, 1] of maps in standard deviations: it begins at 1 and is strongest from 5 on, in every folder."""
+    return ((maps - 1) / 4).clip(0, 1)
+
+
+def heated(photo: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A photograph (height, width, 3) uint8 with heat (rows, columns) in [0, 1] on it, stretched."""
+    full = Image.fromarray(heat.astype(np.float32)).resize(photo.shape[1::-1], Image.Resampling.BILINEAR)
+    heat = np.asarray(full)[..., None]
+    share = 0.6 * np.sqrt(heat)  # more than linear, as weak heat is to be seen too
+    return (photo * (1 - share) + 255 * share * colormaps["autumn_r"](heat[..., 0])[..., :3]).astype(np.uint8)

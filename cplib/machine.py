@@ -1,56 +1,22 @@
-"""Where a result came from: device, memory, commit. Volatile facts, on which no stage may depend."""
-
-from __future__ import annotations
+"""Where a result came from: device, torch, commit, memory. No result depends on it."""
 
 import platform
 import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 
-def facts(device: torch.device) -> dict[str, Any]:
-    """What a run notes beside its numbers."""
-    return {
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "peak_memory_mib": peak_memory_mib(device),
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """Name of the GPU, or of the processor with the number of threads."""
+def facts(device: torch.device) -> dict[str, str | int]:
+    """What a run notes beside its numbers: device, torch, commit ("" without git), peak_memory_mib."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    info = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    model = info.partition("model name")[2].partition("\n")[0].strip("\t: ") or platform.machine()
+    name = f"{model}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def peak_memory_mib(device: torch.device) -> int:
-    """Peak memory so far in MiB: of the GPU's allocations, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) >> 20
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20
-
-
-def commit() -> str:
-    """The git commit of the sources, marked -dirty if changed; empty outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-        return run.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+        name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
+    describe = "git describe --always --dirty --abbrev=12"  # by a shell: it says nothing where there is no git
+    git = subprocess.run(describe, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return {"device": name, "torch": torch.__version__, "commit": git.stdout.strip(), "peak_memory_mib": peak >> 20}

@@ -1,56 +1,78 @@
-"""The network of stage 1: ResNet-18 encoder and projection head (section A.1)."""
+"""The network of stage 1: an encoder and a projection head (section A.1), ResNet-18 or pretrained (section 4.3)."""
 
-from __future__ import annotations
+import logging
+import os
+from pathlib import Path
+from typing import Self
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from cplib.data import find
 
-# First layers by name, and how much they shrink the image: 7x7 convolution and max-pooling, as for ImageNet,
-# or a 3x3 convolution alone, as the authors' earlier public code has it for images of 32 and 64 pixels
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+POOL = "pool"  # the average-pooled feature of the last layer
+# First layers, and how much they shrink the image: ImageNet's, or a 3x3 convolution as in the authors' earlier code
 STEMS = {"imagenet": 4, "3x3_stride1": 1, "3x3_stride2": 2}
 
 
-class ProxyClassifier(nn.Module):
-    """Classifier of the proxy task; its encoder gives the embedding that the density sees.
+class BackboneError(RuntimeError):
+    """A pretrained encoder cannot be built or its weights do not fit. The message says why."""
 
-    Args:
-        n_classes: classes of the proxy task.
-        head_layers: hidden layers of the projection head, each linear without bias, batch
-            normalisation and ReLU, as wide as the embedding; the last linear layer comes on top.
-            The paper does not describe its head; this is that of its authors' earlier public code.
-        normalize: "imagenet" to shift and scale the input by ImageNet's mean and deviation, or "none".
-        stem: one of `STEMS`; small images and crops need one that shrinks them less.
+
+class WeightsMissingError(BackboneError):
+    """The weights are not on this machine. The message says how to get them."""
+
+
+class ProxyClassifier(nn.Module):
+    """Classifier of the proxy task. Its encoder gives the embedding that the density sees.
+
+    The paper does not describe the head; this is that of its authors' earlier code: `head_layers` hidden layers (linear
+    without bias, BatchNorm, ReLU) as wide as the embedding, and a linear one. `norm`: mean and std of the input.
+    `frozen` keeps the statistics of a pretrained encoder's BatchNorm, as section A.4 does.
     """
 
-    def __init__(
-        self, n_classes: int, head_layers: int = 1, normalize: str = "imagenet", stem: str = "imagenet"
-    ) -> None:
+    def __init__(self, encoder: nn.Module, n_classes: int, head_layers: int, norm: tuple, frozen: bool) -> None:
         super().__init__()
-        imagenet = normalize == "imagenet"
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if imagenet else ((0.0,) * 3, (1.0,) * 3)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        self.encoder = resnet18(weights=None)
-        if stem != "imagenet":
-            self.encoder.conv1 = nn.Conv2d(3, 64, 3, stride=STEMS[stem], padding=1, bias=False)
-            nn.init.kaiming_normal_(self.encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
-            self.encoder.maxpool = nn.Identity()
-        width = self.encoder.fc.in_features
-        self.encoder.fc = nn.Identity()
-        hidden = [
-            layer
-            for _ in range(head_layers)
-            for layer in (nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU())
-        ]
+        self.register_buffer("mean", torch.tensor(norm[0]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(norm[1]).view(1, 3, 1, 1))
+        self.encoder, self.frozen_norm = encoder, frozen
+        width, hidden = encoder.num_features, []
+        for _ in range(head_layers):
+            hidden += [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
         self.head = nn.Sequential(*hidden, nn.Linear(width, n_classes))
 
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen_norm:
+            self.encoder.eval()
+        return self
+
+    def learn(self, encoder: bool) -> None:
+        """Choose what training changes: the head alone, or all layers but frozen BatchNorm."""
+        self.requires_grad_(True)
+        self.encoder.requires_grad_(encoder)
+        for layer in self.encoder.modules() if self.frozen_norm else ():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.requires_grad_(False)
+
+    def levels(self, images: Tensor) -> dict[str, Tensor]:
+        """Features as `embed` gives, by level: `pool`, and of an EfficientNet level1 (stem), level2, ... (stages)."""
+        x, net = (images - self.mean) / self.std, self.encoder
+        if not hasattr(net, "conv_stem"):
+            return {POOL: net(x)}
+        x = net.bn1(net.conv_stem(x))
+        found = {"level1": x.float().mean((2, 3))}
+        for number, stage in enumerate(net.blocks, 2):
+            x = stage(x)
+            found[f"level{number}"] = x.float().mean((2, 3))
+        return {**found, POOL: net.bn2(net.conv_head(x)).float().mean((2, 3))}
+
     def embed(self, images: Tensor) -> Tensor:
-        """Average-pooled features (n, 512) of images (n, 3, height, width), float in [0, 1]."""
-        return self.encoder((images - self.mean) / self.std)
+        """Pooled features (n, channels) of images (n, 3, height, width), float in [0, 1]."""
+        return self.levels(images)[POOL]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (n, n_classes) of images (n, 3, height, width), float in [0, 1]."""
@@ -59,8 +81,78 @@ class ProxyClassifier(nn.Module):
 
 def build(
     n_classes: int, seed: int, head_layers: int = 1, normalize: str = "imagenet", stem: str = "imagenet"
-) -> nn.Module:
-    """A `ProxyClassifier` with random weights that depend on the seed alone."""
+) -> ProxyClassifier:
+    """ResNet-18 and head with random weights of the seed; `normalize` says by whose mean and std, or "none"."""
+    norm = (IMAGENET_MEAN, IMAGENET_STD) if normalize == "imagenet" else ((0.0,) * 3, (1.0,) * 3)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
-        return ProxyClassifier(n_classes, head_layers, normalize, stem)
+        encoder = resnet18(weights=None)
+        if stem != "imagenet":
+            encoder.conv1 = nn.Conv2d(3, 64, 3, stride=STEMS[stem], padding=1, bias=False)
+            nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")
+            encoder.maxpool = nn.Identity()
+        encoder.num_features, encoder.fc = encoder.fc.in_features, nn.Identity()
+        return ProxyClassifier(encoder, n_classes, head_layers, norm, frozen=False)
+
+
+def build_pretrained(backbone: str, weights: str, n_classes: int, seed: int, head_layers: int = 1) -> ProxyClassifier:
+    """EfficientNet of timm and a head of the seed; `weights`: a .safetensors file, "pretrained" or "none" (random)."""
+    path = weights_file(backbone, weights)  # before timm is imported: a missing file is told at once
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # random weights are the same for all seeds, as real ones are
+        net = create_backbone(backbone, weights == "pretrained")
+        if path is not None:
+            _load(net, path, backbone)
+        torch.default_generator.manual_seed(seed)
+        norm = net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
+        return ProxyClassifier(net, n_classes, head_layers, norm, frozen=True)
+
+
+def weights_file(backbone: str, weights: str) -> Path | None:
+    """File that `weights` names, searched as by `data.find` and in $CUTPASTE_WEIGHTS; None: "pretrained" or "none"."""
+    if weights in ("pretrained", "none"):
+        return None
+    path, shared = find(weights), Path(os.environ.get("CUTPASTE_WEIGHTS") or "$CUTPASTE_WEIGHTS").expanduser()
+    longer = [*shared.glob(f"{path.stem}_*{path.suffix}")]
+    for found in (path, shared / path.name, *(longer if len(longer) == 1 else ())):  # of several none is meant
+        if found.is_file():
+            return found
+    get = f"get it by `python -m cplib download weights`, or put weights of timm's {backbone} there"
+    raise WeightsMissingError(f"weights missing: no file {path.name}, looked in {path.parent} and {shared}; {get}")
+
+
+def create_backbone(name: str, pretrained: bool) -> nn.Module:
+    """EfficientNet of timm without classifier. Raises as `build_pretrained`."""
+    try:
+        import timm  # here, for only pretrained encoders need it
+    except ImportError as error:
+        raise BackboneError(f"timm cannot be imported ({error}): pip install timm") from None
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:16]}*")[:5])
+        raise BackboneError(f"transfer.backbone {name!r}: timm has no such model; near it: {near or 'none'}")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each of its retries twice
+    try:
+        net = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except Exception as error:  # noqa: BLE001 - the hub raises many kinds where there is no network
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not pretrained:
+            raise BackboneError(f"transfer.backbone {name!r}: {reason}") from None
+        get = "run `python -m cplib download weights` with network, or name a .safetensors file in transfer.weights"
+        raise WeightsMissingError(f"weights missing: timm cannot download those of {name} ({reason}); {get}") from None
+    if not all(hasattr(net, part) for part in ("conv_stem", "bn1", "blocks", "conv_head", "bn2")):
+        raise BackboneError(f"transfer.backbone {name!r}: not an EfficientNet, whose stages are the levels")
+    return net
+
+
+def _load(net: nn.Module, path: Path, name: str) -> None:
+    """Load a file into the encoder. A classifier in it is passed over."""
+    try:
+        found = {k: v for k, v in safetensors.torch.load_file(path).items() if not k.startswith("classifier.")}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BackboneError(f"{path}: not a readable .safetensors file ({error})") from None
+    own = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    faults = {"missing": own.keys() - found.keys(), "unknown": found.keys() - net.state_dict().keys()}
+    faults["of another shape"] = [k for k in own.keys() & found.keys() if found[k].shape != own[k].shape]
+    if told := [f"{len(v)} {k}: {', '.join(sorted(v)[:3])}" for k, v in faults.items() if v]:
+        raise BackboneError(f"{path}: does not fit {name}; tensors {'; '.join(told)}")
+    net.load_state_dict(found, strict=False)

@@ -1,150 +1,136 @@
-"""Synthetic defects scored by runs of the grid (section 5.3, table 6).
+"""Synthetic defects (section 5.3): a digit, square, ellipse or heart on an image, filled with a random colour or with a
+piece of a natural image.
 
-python -m cplib.synthetic
-
-results/<study>/synthetic/scores.csv    method, category, seed, kind, AUC (in [0, 1])
-
-The AUC is that of normal test images against the same with a defect, the same for all methods and seeds.
+The paper states neither size nor place nor number: here the area is that of CutPaste's patch, the place uniform, one
+defect an image. Shapes are antialiased and turned by any angle.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
-import sys
-from collections.abc import Sequence
+import gzip
+import hashlib
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
+from PIL import Image, ImageDraw
+from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
-from tqdm import tqdm
 
-from cplib import config as configuration
-from cplib import data, experiment, gde, record, report, train
-from cplib.config import Config
-from cplib.study import study_folder
-from cplib.synthetic_drawing import KINDS, Fillings, draw
+from cplib.data import DataError, find, list_images, read_image
 
-log = logging.getLogger(__name__)
-
-COLUMNS = ["method", "category", "seed", "kind", "auc"]
-CONTROL = "untrained"
-AVERAGE = "average"
+KINDS = ("mnist", "square", "ellipse", "heart", "square_natural", "ellipse_natural", "heart_natural")
+_SIDE = 512  # pixels of a shape before it is turned and shrunk, which antialiases it
+_MNIST = ("t10k-images-idx3-ubyte.gz", "train-images-idx3-ubyte.gz")
 
 
-def methods(config: Config) -> list[str]:
-    """Methods that score the defects: those of `config.synthetic`, and the control if the grid has it."""
-    return [*config.synthetic.methods, *([CONTROL] if CONTROL in config.methods else [])]
+class Fillings:
+    """`digits` (k, height, width) uint8 to draw, white on black; `natural` images (height, width, 3) uint8 to fill
+    shapes with; `sources`: what they are.
+
+    They are of a folder of MNIST's files and one of images; where one is missing, of that of its name in CUTPASTE_DATA,
+    else scikit-learn's digits and two images. A DataError names a file that cannot be read.
+    """
+
+    def __init__(self, digits: str, natural_images: str) -> None:
+        self.digits = (load_digits().images * (255 / 16)).round().astype(np.uint8)
+        self.natural = list(load_sample_images().images)
+        self.sources = {"digits": "scikit-learn's digits, 8x8 pixels"}
+        self.sources["natural images"] = "the two sample images of scikit-learn"
+        if files := [path for name in _MNIST if (path := find(digits) / name).exists()]:
+            self.digits, self.sources["digits"] = _read_mnist(files[0]), f"MNIST ({files[0].name})"
+        if files := list_images(folder := find(natural_images)):
+            self.natural = [np.asarray(read_image(path)) for path in files]
+            self.sources["natural images"] = f"{len(files)} images of the folder {folder.name}"
 
 
-def defects(
-    config: Config, category: str, normal: Tensor, kind: str, fillings: Fillings
+fillings = lru_cache(maxsize=2)(Fillings)  # read once
+
+
+def _read_mnist(path: Path) -> np.ndarray:
+    try:
+        values = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
+        magic, count, height, width = values[:16].view(">i4")
+        if magic != 2051 or count < 1:
+            raise ValueError(f"magic number {magic}, {count} images")
+        return values[16:].reshape(count, height, width)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read as images of MNIST ({error})") from None
+
+
+def defects(normal: Tensor, category: str, kind: str, scoring: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Each normal test image of a category (n, 3, size, size) uint8, in order from the first, `per_image` times with a
+    defect of `KINDS`, and the masks; the same for every network. `scoring` is that of a run of the part synthetic."""
+    repeats = range(scoring["per_image"])
+    keys = [f"{scoring['seed']} {category} {k} {r}" for r in repeats for k in range(len(normal))]
+    filled = fillings(scoring["digits_path"], scoring["natural_images_path"])
+    return draw(normal.repeat(len(repeats), 1, 1, 1), kind, scoring["area_ratio"], filled, keys)
+
+
+def draw(
+    images: Tensor, kind: str, area_ratio: tuple[float, float], fillings: Fillings, keys: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """Each normal test image `synthetic.per_image` times with a defect, and the masks.
+    """Images (n, 3, size, size) uint8 with one defect each, and masks (n, size, size) bool, True where it is.
 
-    Args:
-        normal: (n, 3, size, size) uint8, normal test images of the category, in order from the first.
+    The draws of an image depend on its key and the kind, one of `KINDS`, alone. `area_ratio` is the lowest and highest
+    area of a defect, as a share of the image's.
     """
-    repeats = range(config.synthetic.per_image)
-    keys = [f"{config.synthetic.seed} {category} {k} {r}" for r in repeats for k in range(len(normal))]
-    return draw(normal.repeat(len(repeats), 1, 1, 1), kind, config.augment, fillings, keys)
+    changed, size = images.clone(), images.shape[-1]
+    masks = torch.zeros(len(images), size, size, dtype=torch.bool)
+    for k, key in enumerate(keys):
+        digest = hashlib.sha256(f"{kind} {key}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+        alpha = _shape(kind, size, rng.uniform(*area_ratio) * size**2, fillings, rng)
+        y, x = (int(rng.integers(0, size - n + 1)) for n in alpha.shape)
+        content = torch.from_numpy(_content(kind, alpha.shape, fillings, rng)).permute(2, 0, 1)
+        a, place = torch.from_numpy(alpha), (slice(y, y + alpha.shape[0]), slice(x, x + alpha.shape[1]))
+        old = changed[k][:, *place]
+        old.copy_((old.float() * (1 - a) + content.float() * a).round().to(torch.uint8))
+        masks[k][place] = a > 0.5
+    return changed, masks
 
 
-def run(config: Config, fillings: Fillings | None = None) -> pd.DataFrame:
-    """Draw the defects and score them with all runs.
-
-    Args:
-        fillings: by default those that `config.synthetic` names.
-
-    Returns:
-        Columns method, category, seed, kind, auc in percent.
-
-    Raises:
-        ExperimentError: a run without weights; says how to get them. DataError: an unreadable file.
-    """
-    section, rows = config.synthetic, []
-    fillings = fillings or Fillings(section.digits, section.natural_images)
-    bar = tqdm(config.categories, "synthetic defects", disable=None)
-    for category in bar:
-        root = configuration.data_root(config)
-        images = data.load_category(root, category, config.data.image_size, config.data.cache)
-        if images.labels.all():
-            raise data.DataError(f"{root / category}: no normal test images to draw defects on")
-        normal = images.test[~images.labels]
-        drawn = {kind: defects(config, category, normal, kind, fillings)[0] for kind in KINDS}
-        for method in methods(config):
-            for seed in range(min(config.n_seeds(method, category), section.seeds)):
-                net = experiment.load_network(config, method, images, seed)
-                density = gde.density(config.gde.density)
-                density.fit(train.embed(net, images.train, config.train).numpy())
-                low, high = (
-                    density.score_samples(train.embed(net, x, config.train).numpy())
-                    for x in (normal, torch.cat(list(drawn.values())))
-                )
-                high = high.reshape(len(KINDS), -1)
-                for kind, scores in zip(drawn, high, strict=True):
-                    truth = [0] * len(low) + [1] * len(scores)
-                    auc = float(roc_auc_score(truth, np.concatenate([low, scores])))
-                    rows.append((method, category, seed, kind, auc))
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    path = study_folder(config) / "synthetic" / "scores.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record.replace_text(path, table.to_csv(index=False, float_format="%.6g"))
-    return table.assign(auc=100 * table["auc"])
+def _shape(kind: str, size: int, area: float, fillings: Fillings, rng: np.random.Generator) -> np.ndarray:
+    """Coverage (height, width) float32 in [0, 1] of a shape's pixels, turned and at its size, for an image's `size`."""
+    if kind == "mnist":
+        digit = Image.fromarray(fillings.digits[rng.integers(len(fillings.digits))])
+        large = digit.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    else:
+        large = _outline(kind.removesuffix("_natural"), rng)
+    large = large.rotate(rng.uniform(0, 360), Image.Resampling.BICUBIC, expand=True)
+    large = large.crop(large.getbbox())
+    covered = np.asarray(large, dtype=np.float64).sum() / 255
+    # the side is what the image can hold, should a thin digit of that area be longer
+    scale = min(np.sqrt(area / covered), size / max(large.size))
+    shape = tuple(max(1, min(size, round(n * scale))) for n in large.size)
+    return np.asarray(large.resize(shape, Image.Resampling.BOX), dtype=np.float32) / 255
 
 
-def table6(aucs: pd.DataFrame) -> pd.DataFrame:
-    """Ours and the paper's for each kind of defect and their average, over all categories.
-
-    Args:
-        aucs: as `run` gives them.
-
-    Returns:
-        Columns method, group (a kind, or "average"), mean, stderr, n, paper.
-    """
-    paper, rows = report.published("table6").set_index(["method", "group"])["auc"], []
-    by_seed = (
-        aucs.groupby(["method", "kind", "seed", "category"], sort=False)["auc"].mean().unstack("category")
-    )
-    for method in dict.fromkeys(aucs["method"]):
-        # over the seeds that all categories have
-        of_method = by_seed.loc[method].dropna().mean(axis=1).unstack("kind")
-        of_method[AVERAGE] = of_method.mean(axis=1)
-        for kind in (*KINDS, AVERAGE):
-            values = of_method[kind]
-            theirs = float(paper.get((method, kind), np.nan))
-            error = report.standard_error(values)
-            rows.append((method, kind, values.mean(), error, len(values), theirs))
-    return pd.DataFrame(rows, columns=["method", "group", "mean", "stderr", "n", "paper"])
+def _outline(shape: str, rng: np.random.Generator) -> Image.Image:
+    """A square, ellipse or heart, white on black."""
+    large = Image.new("L", (_SIDE, _SIDE), 255 if shape == "square" else 0)
+    if shape == "ellipse":
+        half = _SIDE * rng.uniform(0.5, 1) / 2  # up to twice as long as wide
+        ImageDraw.Draw(large).ellipse((0, _SIDE / 2 - half, _SIDE - 1, _SIDE / 2 + half - 1), fill=255)
+    elif shape == "heart":
+        t = np.linspace(0, 2 * np.pi, 200)
+        x, y = 16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+        points = (np.stack([x, y], 1) / 34 + 0.5) * (_SIDE - 1)
+        ImageDraw.Draw(large).polygon([tuple(p) for p in points], fill=255)
+    return large
 
 
-def cells(table: pd.DataFrame) -> pd.DataFrame:
-    """Table 6 as the paper prints it: a column per kind; per method a row ours and a row paper."""
-    rows = {}
-    for method, part in table.groupby("method", sort=False):
-        part = part.set_index("group")
-        rows[method, "ours"] = {
-            k: report.mean_cell(*part.loc[k, ["mean", "stderr", "n"]]) for k in part.index
-        }
-        if part["paper"].notna().any():
-            rows[method, "paper"] = {k: f"{v:.1f}" for k, v in part["paper"].items()}
-    out = pd.DataFrame.from_dict(rows, orient="index")[[*KINDS, AVERAGE]]
-    out.index = pd.MultiIndex.from_tuples(out.index, names=["method", ""])
-    return out
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = configuration.command_line("cplib.synthetic", __doc__)
-    return configuration.run_command(parser, arguments, _command, experiment.ERRORS)
-
-
-def _command(options: argparse.Namespace, config: Config) -> None:
-    for method, auc in run(config).groupby("method", sort=False)["auc"].mean().items():
-        log.info("%s: AUC %.1f on the average over kinds, categories and seeds", method, auc)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _content(kind: str, shape: tuple[int, int], fillings: Fillings, rng: np.random.Generator) -> np.ndarray:
+    """What a shape of a height and width is filled with, (height, width, 3) uint8."""
+    if not kind.endswith("_natural"):
+        return np.full((*shape, 3), rng.integers(0, 256, 3, dtype=np.uint8))
+    image = fillings.natural[rng.integers(len(fillings.natural))]
+    # a piece twice the size, halved: as sharp as a photograph, and with something to see in it
+    h, w = (min(2 * n, have) for n, have in zip(shape, image.shape[:2], strict=True))
+    y, x = rng.integers(0, image.shape[0] - h + 1), rng.integers(0, image.shape[1] - w + 1)
+    piece = Image.fromarray(image[y : y + h, x : x + w])
+    return np.asarray(piece.resize(shape[::-1], Image.Resampling.BILINEAR)).copy()

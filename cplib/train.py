@@ -15,16 +15,17 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from cplib import augment, model
+from cplib.augment import views
 from cplib.config import AugmentConfig, TrainConfig
+from cplib.model import ProxyClassifier
 
 log = logging.getLogger(__name__)
 
-HISTORY_ROWS = 100  # at most so many rows of loss and accuracy per training
+HISTORY_ROWS = 50  # at most so many rows of loss and accuracy per training
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which update and why."""
+    """Training cannot go on. The message says at which update and why."""
 
 
 def default_device() -> torch.device:
@@ -34,11 +35,8 @@ def default_device() -> torch.device:
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Compute on so many threads of the CPU, 0 for as many as before.
-
-    How sums are split over threads decides their last bits, and training amplifies these: with another number
-    of threads the same seed ends elsewhere.
-    """
+    """Compute on so many threads of the CPU, 0 for as many as before. How sums are split over threads decides their
+    last bits, and training amplifies these: with another number of threads the same seed ends elsewhere."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:
@@ -53,65 +51,51 @@ def learning_rate(update: int, config: TrainConfig) -> float:
 
 
 def update_generator(seed: int, update: int) -> Generator:
-    """CPU generator of one update. Each update has its own, so that a resumed run draws the same.
-
-    Raises:
-        ValueError: a seed or number of updates too large to be told apart.
-    """
-    # The generator uses the lowest 32 bits of what it is given, so seed and update must share them
+    """CPU generator of one update. Each has its own, so that a resumed run draws the same. It uses the lowest 32 bits
+    of what it is given, which seed and update share; a ValueError tells of one too large."""
     if not (0 <= seed < 2**12 and 0 <= update < 2**20):
         raise ValueError(f"seed {seed} must be below 4096 and update {update} below 1048576")
     return Generator().manual_seed((seed << 20) + update)
 
 
 def fit(
+    net: ProxyClassifier,
     images: Tensor,
     task: tuple[str, ...],
-    augment_config: AugmentConfig,
+    augment: AugmentConfig,
     config: TrainConfig,
     seed: int,
-    checkpoint: Path | None = None,
-    fingerprint: str = "",
-    checkpoint_seconds: float = 30.0,
     crop: int = 0,
-    net: nn.Module | None = None,
-) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Train the classifier of a proxy task on normal images, from scratch, to the last update.
+    checkpoint: Path | None = None,
+    key: str = "",
+    checkpoint_seconds: float = 30.0,
+) -> list[dict[str, float]]:
+    """Train the classifier of a proxy task on normal images to the last update.
 
     Args:
+        net: changed, those of its parameters that require a gradient; left in evaluation mode.
         images: (n, 3, size, size) uint8, on the device to train on; n may be below `config.sources`.
-        task: views to tell apart, one of `augment.TASKS`.
-        seed: of the initial weights, the choice of source images and all augmentations.
-        checkpoint: file to save the state to about every `checkpoint_seconds` and to resume from.
-            The result does not depend on interruptions. It is left in place at the end.
-        fingerprint: names what is trained; a checkpoint of another fingerprint is refused.
-        crop: if not 0, train on random crops of so many pixels squared (the patch model, section 2.4).
+        task: views to tell apart, such as an entry of `tasks.TASKS`.
         config: also says on how many threads of a CPU; the result depends on it.
-        net: train this one, with `embed` and `forward` like `model.ProxyClassifier`, instead of a new one:
-            those of its parameters that require a gradient.
+        seed: of the choice of source images and of all augmentations.
+        crop: if not 0, train on random crops of so many pixels squared (the patch model, section 2.4).
+        checkpoint: file to save the state to about every `checkpoint_seconds` and to resume from. The result does not
+            depend on interruptions. The file is left in place at the end.
+        key: names what is trained. A checkpoint of another key is refused.
 
     Returns:
-        The model, in evaluation mode, and rows of update, learning_rate, loss and accuracy, the
-        latter two means over the updates since the row before.
+        Rows of update, learning_rate, loss and accuracy, the latter two means over the updates since the row before.
 
     Raises:
         TrainingError: the loss is not finite, or the checkpoint belongs to something else.
     """
-    device = images.device
-    if net is None:
-        net = model.build(len(task), seed, config.head_layers, config.normalize, config.stem)
-    net = net.to(device)
-    if config.channels_last:
-        net = net.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        [p for p in net.parameters() if p.requires_grad],
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
+    device, layout = images.device, _layout(config)
+    net.to(device, memory_format=layout)
+    learnt = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(learnt, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
     start, history, sums = 0, [], torch.zeros(2, device=device)
     if checkpoint is not None and checkpoint.exists():
-        state = _load_checkpoint(checkpoint, fingerprint, device)
+        state = _load_checkpoint(checkpoint, key, device)
         net.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start, history, sums = state["update"], state["history"], state["sums"].to(device)
@@ -126,96 +110,73 @@ def fit(
         for update in bar:
             generator = update_generator(seed, update)
             chosen = _choose(len(images), config.sources, generator).to(device)
-            batch, labels = augment.make_batch(images[chosen], task, augment_config, generator, crop)
-            if config.channels_last:
-                batch = batch.contiguous(memory_format=torch.channels_last)
-            rate = learning_rate(update, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            batch, labels = views.make_batch(images[chosen], task, augment, generator, crop)
+            batch = batch.contiguous(memory_format=layout)
+            optimizer.param_groups[0]["lr"] = rate = learning_rate(update, config)
             with autocast(device, config.precision):
                 logits = step(batch)
                 loss = nn.functional.cross_entropy(logits, labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            accuracy = (logits.detach().argmax(1) == labels).float().mean()
-            sums += torch.stack([loss.detach().float(), accuracy])
+            sums += torch.stack([loss.detach().float(), (logits.detach().argmax(1) == labels).float().mean()])
 
             done = update + 1
             if done % every == 0 or done == config.updates:
                 count = done - (history[-1]["update"] if history else 0)
-                mean_loss, mean_accuracy = (sums / count).tolist()
-                if not math.isfinite(mean_loss):
+                row = dict(zip(("loss", "accuracy"), (sums / count).tolist(), strict=True))
+                if not math.isfinite(row["loss"]):
                     raise TrainingError(
-                        f"the loss is not finite between updates {done - count} and {done} (seed {seed}, "
-                        f"learning rate {rate:.3g}); lower train.learning_rate or set "
-                        "train.precision: float32"
+                        f"the loss is not finite between updates {done - count} and {done} (seed {seed}, learning "
+                        f"rate {rate:.3g}); lower train.learning_rate or set train.precision: float32"
                     )
-                history.append(
-                    {
-                        "update": done,
-                        "learning_rate": rate,
-                        "loss": round(mean_loss, 5),
-                        "accuracy": round(mean_accuracy, 5),
-                    }
-                )
-                bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{mean_accuracy:.3f}")
+                bar.set_postfix({k: f"{v:.3f}" for k, v in row.items()})
+                history.append({"update": done, "learning_rate": rate, **{k: round(v, 5) for k, v in row.items()}})
                 sums.zero_()
             if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
-                state = {
-                    "fingerprint": fingerprint,
-                    "update": done,
-                    "model": net.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "history": history,
-                    "sums": sums,
-                }
-                _save_checkpoint(checkpoint, state)
+                state = {"key": key, "update": done, "history": history, "sums": sums}
+                _save_checkpoint(checkpoint, state | {"model": net.state_dict(), "optimizer": optimizer.state_dict()})
                 saved = time.monotonic()
-    return net.eval(), history
+    net.eval()
+    return history
 
 
 @torch.inference_mode()
-def embed(net: nn.Module, images: Tensor, config: TrainConfig, batch_size: int = 64) -> Tensor:
-    """Embeddings of images as they are, without augmentation.
-
-    Args:
-        net: model in evaluation mode, on the device of the images.
-        images: (n, 3, size, size) uint8.
-
-    Returns:
-        (n, 512) float32, on the CPU.
-    """
-    parts = []
+def embed(net: ProxyClassifier, images: Tensor, config: TrainConfig, batch_size: int = 64) -> dict[str, Tensor]:
+    """By level, as `ProxyClassifier.levels` names them, embeddings (n, channels) float32 on the CPU, of images
+    (n, 3, size, size) uint8 as they are; n may be 0. The net is in evaluation mode."""
+    found = []
     with threads(config.threads), autocast(images.device, config.precision):
         for batch in images.split(batch_size):
-            x = batch.float().div_(255)
-            if config.channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
-            parts.append(net.embed(x).float().cpu())
-    return torch.cat(parts) if parts else torch.empty(0, 512)
+            levels = net.levels(batch.float().div_(255).contiguous(memory_format=_layout(config)))
+            found.append({name: value.float().cpu() for name, value in levels.items()})
+    return {name: torch.cat([levels[name] for levels in found]) for name in found[0]}
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Context of the given precision: "float32", "bfloat16", or "auto": bfloat16 where the device
-    computes it natively (measured faster there), else float32."""
-    if precision == "auto":
-        precision = "bfloat16" if _native_bfloat16(device) else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    """Context of a precision as `resolved_precision` gives it for this device."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=resolved_precision(device, precision) == "bfloat16")
 
 
-def _native_bfloat16(device: torch.device) -> bool:
+def resolved_precision(device: torch.device, precision: str) -> str:
+    """ "float32" or "bfloat16": what "auto" means on a device. bfloat16 is faster where it is native."""
+    if precision != "auto":
+        return precision
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    # AMX tiles or AVX-512 BF16; without either, bfloat16 on a CPU is emulated and no faster
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+        native = torch.cuda.get_device_capability(device)[0] >= 8
+    else:  # AMX tiles or AVX-512 BF16; without either, bfloat16 on a CPU is emulated and no faster
+        checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        native = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return "bfloat16" if native else "float32"
+
+
+def _layout(config: TrainConfig) -> torch.memory_format:
+    return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
 def _choose(n: int, sources: int, generator: Generator) -> Tensor:
     """Indices of the source images of one update, without repetition as far as there are images."""
-    rounds = [torch.randperm(n, generator=generator) for _ in range(math.ceil(sources / n))]
-    return torch.cat(rounds)[:sources]
+    return torch.cat([torch.randperm(n, generator=generator) for _ in range(math.ceil(sources / n))])[:sources]
 
 
 def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -225,14 +186,11 @@ def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def _load_checkpoint(path: Path, fingerprint: str, device: torch.device) -> dict[str, Any]:
+def _load_checkpoint(path: Path, key: str, device: torch.device) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
-        raise TrainingError(f"{path}: damaged checkpoint ({error}); delete it to start anew") from None
-    if not isinstance(state, dict) or state.get("fingerprint") != fingerprint:
-        raise TrainingError(
-            f"{path}: checkpoint of another configuration; delete it to start anew, or restore the "
-            "parameters and sources that it was made with"
-        )
+        raise TrainingError(f"{path}: damaged checkpoint ({error}); delete it to start again") from None
+    if not isinstance(state, dict) or state.get("key") != key:
+        raise TrainingError(f"{path}: checkpoint of other parameters; delete it to start again")
     return state

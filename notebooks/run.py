@@ -1,7 +1,7 @@
 """Execute a cleaned notebook and strip what differs from run to run. From the repository's root:
 
 python notebooks/run.py NAME OUTPUT [papermill arguments]    cleans first if the cleaned copies are not there
-python notebooks/run.py --clean                              only writes the cleaned copies, notebooks/.clean
+python notebooks/run.py --clean                              only writes the cleaned copies, build/notebooks
 
 Stages depend on the cleaned copies, so that saving a notebook in Jupyter does not make results stale, and two
 runs of one notebook give the same bytes. All is one process, since each start of a tool takes seconds.
@@ -18,7 +18,7 @@ import nbformat
 from nbstripout import strip_output
 from papermill.cli import papermill
 
-CLEAN = Path("notebooks/.clean")
+CLEAN = Path("build/notebooks")
 QUIET = ["-k", "python3", "--no-progress-bar", "--log-level", "WARNING"]
 
 
@@ -26,9 +26,7 @@ def strip(source: Path, target: Path, keep_output: bool, extra_keys: list[str]) 
     """Write a notebook without what differs from run to run, under its name only when it is complete."""
     notebook = nbformat.read(source, nbformat.NO_CONVERT)
     # ids of cells are numbered, so that those of papermill's own cells do not differ
-    stripped = strip_output(
-        notebook, keep_output, keep_count=keep_output, keep_id=False, extra_keys=extra_keys
-    )
+    stripped = strip_output(notebook, keep_output, keep_count=keep_output, keep_id=False, extra_keys=extra_keys)
     partial = target.with_suffix(".stripped")
     nbformat.write(stripped, partial)
     partial.replace(target)
@@ -36,7 +34,7 @@ def strip(source: Path, target: Path, keep_output: bool, extra_keys: list[str]) 
 
 def clean() -> None:
     """Write all cleaned copies."""
-    CLEAN.mkdir(exist_ok=True)
+    CLEAN.mkdir(parents=True, exist_ok=True)
     for path in Path("notebooks").glob("*.ipynb"):
         strip(path, CLEAN / path.name, keep_output=False, extra_keys=["metadata.language_info"])
 

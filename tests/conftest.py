@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cplib.config import Config, DataConfig, GdeConfig, TrainConfig
+from cplib.config import Config, load
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest first, so that tests side by side end together."""
-    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
-
-
+ROOT = Path(__file__).resolve().parents[1]
 SIZE = 40  # pixels of the tiny category's files
 
 
@@ -68,12 +62,64 @@ def category(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """Parameters of a run of about a second on the tiny category."""
-    return replace(
-        Config(),
-        data=DataConfig(str(tmp_path / "data"), 32, str(tmp_path / "cache")),
-        train=TrainConfig(updates=2, sources=2, precision="float32"),
-        gde=GdeConfig("ridge", ("ledoit_wolf", "ridge", "kde")),
+    """Parameters of a study of about a second a run on the tiny category. Use it with monkeypatch.chdir(tmp_path)."""
+    training = {"updates": 2, "sources": 2}
+    return load(
+        ROOT / "params/paper.yaml",
+        {
+            "study": "tiny",
+            "methods": ["untrained", "cutout", "cutpaste_3way"],
+            "categories": ["box"],
+            "textures": [],
+            "seeds": 1,
+            "data": {"root": str(tmp_path / "data"), "image_size": 32, "cache": str(tmp_path / "cache")},
+            "train": {**training, "precision": "float32", "threads": 1},
+            "localize": {
+                **training,
+                "categories": ["box"],
+                "aligned": ["box"],
+                "image_size": 32,
+                "patch_sizes": [16],
+                "stride": 8,
+                "seeds": 1,
+            },
+            "curve": {"methods": ["cutpaste_3way"], "updates": {"32": [0, 2]}, "seeds": 1},
+            "sensitivity": {
+                "categories": ["box"],
+                "seeds": 1,
+                "learning_rate": [0.03, 0.01],
+                "updates": [1.0, 2.0],
+                "patch_jitter": [],
+                "max_area": [],
+                "head_layers": [],
+                "translate": [],
+                "normalize": [],
+            },
+            "synthetic": {"seeds": 1, "digits": "none", "natural_images": "none"},
+            "tsne": {"per_group": 4},
+            "one_class": {
+                **training,
+                "source": "digits",
+                "classes": ["1"],
+                "methods": ["cutout"],
+                "train_images": 6,
+                "test_images": 2,
+                "seeds": 1,
+                "stem": "3x3_stride2",
+            },
+            "transfer": {
+                "backbone": "test_efficientnet",
+                "weights": "none",
+                "image_size": 32,
+                "sources": 2,
+                "head_updates": 2,
+                "updates": 2,
+                "precision": "float32",
+                "levels": ["pool", "level6"],
+                "seeds": 1,
+                "curve": [0, 2],
+            },
+        },
     )
 
 

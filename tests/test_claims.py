@@ -1,4 +1,6 @@
-"""Claims: verdicts follow from the result files, and what is committed follows from what is committed."""
+"""Claims follow from stored results, and what is committed is of the present parameters."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
@@ -6,40 +8,51 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cplib import claims, config, report
-from cplib.config import Config
+from cplib.config import load
+from cplib.report import claims, stats, tables
+from cplib.runs import store
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = [  # study and part
+    (path.parts[-4], path.parts[-2])
+    for path in sorted(ROOT.glob("results/*/runs/*/metrics.csv"))
+    if (ROOT / f"params/{path.parts[-4]}.yaml").exists() and path.read_text().count("\n") > 1
+]
 
 
-@pytest.mark.parametrize("study", claims.STUDIES)
+@pytest.mark.parametrize(("study", "part"), COMMITTED)
+def test_committed_results_are_of_the_present_parameters(study, part, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert store.missing(load(f"params/{study}.yaml"), part) == []
+
+
+@pytest.mark.parametrize("study", [s for s in claims.STUDIES if (ROOT / f"results/{s}/claims.csv").exists()])
 def test_committed_claims_follow_from_the_committed_results(study, monkeypatch):
     monkeypatch.chdir(ROOT)
-    now = claims.evaluate(config.load(f"params/{study}.yaml"))
-    committed = pd.read_csv(claims.path(study))
-    assert list(committed["claim"]) == list(now["claim"])
+    now, committed = claims.evaluate(load(f"params/{study}.yaml")), claims.read([study])
     assert list(committed["verdict"]) == list(now["verdict"])
-    for column in claims.Effect._fields:
-        np.testing.assert_allclose(committed[column], now[column].astype(float), atol=1e-3)
+    np.testing.assert_allclose(committed[list(claims.EFFECT)], now[list(claims.EFFECT)].astype(float), atol=1e-3)
 
 
-def test_readme_shows_the_committed_claims(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert report.to_markdown(claims.cells(claims.read())) in (ROOT / "README.md").read_text()
-
-
-def test_there_are_claims_of_every_table_and_none_twice():
-    texts = [c.text for c in claims.CLAIMS]
-    assert len(texts) == len(set(texts)) >= 12
-    assert {f"Table {k}" for k in (1, 3, 4, 5, 6, 7, 8)} | {"4.2", "5.4", "Figure 3"} <= {
-        c.source for c in claims.CLAIMS
-    }
-
-
-def test_without_results_nothing_is_claimed(tmp_path, monkeypatch):
+def test_there_are_claims_of_every_table_and_none_twice(config, tmp_path, monkeypatch):
+    """In a study without results none of them is judged."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "PUBLISHED", ROOT / "results/published/published_results.csv")
-    assert set(claims.evaluate(Config(study="empty"))["verdict"]) == {"not run"}
+    monkeypatch.setattr(tables, "PUBLISHED", ROOT / tables.PUBLISHED)
+    path, table = claims.write(config)
+    assert set(table["verdict"]) == {claims.NOT_RUN} and path.exists()
+    assert len(table) == table["claim"].nunique() >= 12
+    assert {f"Table {k}" for k in (1, 3, 4, 5, 6, 7, 8)} | {"4.2", "5.4", "Figure 3"} <= set(table["source"])
+    assert len(claims.shown(config, "Table 1")) == (table["source"] == "Table 1").sum()
+    again = claims.read(["tiny", "nobody"])
+    assert len(again) == 2 * len(table) and set(again["verdict"]) == {claims.NOT_RUN}
+
+
+def test_a_claim_that_a_file_lacks_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = {"claim": claims.CLAIMS[0][0], "source": claims.CLAIMS[0][1], "difference": 3.0, "stderr": 1.0}
+    Path("results/old").mkdir(parents=True)
+    pd.DataFrame([row | {"margin": 2.0, "paper": 1.0, "verdict": "reproduced"}]).to_csv("results/old/claims.csv")
+    assert list(claims.read(["old"])["verdict"]) == ["reproduced"] + [claims.NOT_RUN] * (len(claims.CLAIMS) - 1)
 
 
 @pytest.mark.parametrize(
@@ -49,25 +62,8 @@ def test_without_results_nothing_is_claimed(tmp_path, monkeypatch):
         (-3.0, 2.0, "not reproduced"),
         (1.9, 2.0, "undecided"),
         (9.0, np.nan, "undecided"),
-        (np.nan, np.nan, "not run"),
+        (np.nan, np.nan, claims.NOT_RUN),
     ],
 )
-def test_verdict_weighs_the_difference_against_its_error(difference, margin, verdict, monkeypatch):
-    claim = claims.Claim("a", "b", lambda config: claims.Effect(difference, margin / 2, margin, 2.0))
-    monkeypatch.setattr(claims, "CLAIMS", (claim,))
-    table = claims.evaluate(Config())
-    assert table.loc[0, "verdict"] == verdict
-    shown = claims.cells(table.assign(study="s")).loc["a", "s"]
-    assert shown.endswith(verdict) and (verdict == "not run" or f"{difference:+.1f}" in shown)
-    assert claims.count(table.assign(study="s")).loc["s", verdict] == 1
-
-
-def test_a_claim_that_a_file_lacks_is_not_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "path", lambda study: tmp_path / f"{study}.csv")
-    first = claims.CLAIMS[0]
-    row = {"claim": first.text, "source": first.source, "difference": 3.0, "stderr": 1.0, "margin": 2.0}
-    pd.DataFrame([row | {"paper": 1.0, "verdict": "reproduced"}]).to_csv(tmp_path / "old.csv", index=False)
-    table = claims.read(["old"])
-    assert list(table["claim"]) == [c.text for c in claims.CLAIMS]
-    assert list(table["verdict"]) == ["reproduced", *["not run"] * (len(table) - 1)]
-    assert claims.by_verdict(table) == {"old": {"reproduced": [first.text]}}
+def test_a_verdict_weighs_the_difference_against_its_interval(difference, margin, verdict):
+    assert stats.verdict(difference, margin) == verdict

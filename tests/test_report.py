@@ -1,220 +1,213 @@
-"""Tables say what the files of the runs hold, and nothing else."""
+"""Tables and claims say what the stored results hold, seed by seed, beside the paper's numbers."""
 
-import json
-from dataclasses import replace
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score
 
-from cplib import comparison, experiment, grid_results, patch_experiment, patch_record, report
-from cplib import config as configuration
 from cplib.config import Config
-from cplib.study import ExperimentError, curve_runs, load_scores
+from cplib.report import aucs, claims, plots, sensitivity, stats, tables
+from cplib.runs import store
+from cplib.runs.plan import Run, plan
+from cplib.runs.store import Result
 
-ROOT = Path(__file__).parent.parent
-METHODS = ("untrained", "cutpaste", "cutpaste_3way")
-
-
-def write_run(root, method, category, n_seeds, shift):
-    """A run with Gaussian scores, those of anomalous images higher by `shift`."""
-    rng = np.random.default_rng(len(method) * 100 + len(category))
-    rows = []
-    for seed in range(n_seeds):
-        for split, label, n in (("train", 0, 20), ("test", 0, 15), ("test", 1, 15)):
-            defect = "crack" if label else "good"
-            scores = rng.normal(shift * label, 1, n)
-            rows += [
-                (seed, split, f"{split}/{defect}/{k}.png", defect, label, s) for k, s in enumerate(scores)
-            ]
-    folder = root / "runs" / method / category
-    folder.mkdir(parents=True)
-    columns = ["seed", "split", "image", "defect", "label", "ridge"]
-    pd.DataFrame(rows, columns=columns).to_csv(folder / "scores.csv", index=False)
+METHODS = {"untrained": 0.3, "cutpaste": 1.0, "cutpaste_3way": 3.0}  # how far defects lie from normal images
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
+def study(config, tmp_path, monkeypatch, request) -> Config:
+    """A study of two categories of the paper with stored scores: Gaussian ones, shifted for defects."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "PUBLISHED", ROOT / "results/published/published_results.csv")
-    config = Config(study="s", methods=METHODS, categories=("bottle", "wood"), textures=("wood",), seeds=3)
-    config = replace(config, gde=replace(config.gde, density="ridge", densities=("ridge",)))
-    for method, shift in zip(METHODS, (0.5, 1.0, 4.0), strict=True):
-        for category in config.categories:
-            write_run(Path("results/s"), method, category, 3, shift)
+    monkeypatch.setattr(tables, "PUBLISHED", request.config.rootpath / tables.PUBLISHED)
+    names = {"categories": ["bottle", "wood"], "textures": ["wood"], "methods": list(METHODS), "shown": []}
+    names |= {"localize.categories": ["bottle", "wood"], "localize.aligned": ["bottle"], "seeds": 3}
+    config = config.changed({**names, "sensitivity.categories": ["bottle", "wood"]})
+    write(config, "detection", detection_result)
     return config
 
 
-def test_aucs_are_those_of_scikit_learn(study):
-    aucs = report.seed_aucs(study).set_index(["method", "category", "seed"])["auc"]
-    scores = load_scores(study, "cutpaste", "wood")
-    part = scores[(scores["split"] == "test") & (scores["seed"] == 1)]
-    assert aucs["cutpaste", "wood", 1] == pytest.approx(100 * roc_auc_score(part["label"], part["ridge"]))
+def write(config: Config, part: str, result: Callable[[Run], Result]) -> None:
+    store.write(store.study_folder(config), part, [(run, result(run)) for run in plan(config, [part])])
 
 
-def test_ensemble_averages_scores_standardised_on_training_images(study):
-    scores = load_scores(study, "cutpaste_3way", "bottle")
-    labels, values = report.ensemble_scores(scores, "ridge")
-    scaled = scores.copy()
-    scaled.loc[scaled["seed"] == 1, "ridge"] = 1000 * scaled["ridge"] - 7  # another scale changes nothing
-    np.testing.assert_allclose(report.ensemble_scores(scaled, "ridge")[1], values, rtol=1e-6)
-    single = report.aucs_of(scores, "ridge")
-    assert 100 * roc_auc_score(labels, values) >= single.min()
+def detection_result(run: Run) -> Result:
+    rng = np.random.default_rng([run.seed, len(run.method), len(run.category)])
+    label = np.repeat([0, 1], 15)
+    scores = rng.normal(METHODS[run.method] * label, 1)
+    table = pd.DataFrame({"feature": "pool", "image": [f"{k}.png" for k in range(30)], "defect": "x", "label": label})
+    metrics = [("pool", "ledoit_wolf", "auc", roc_auc_score(label, scores)), ("pool", "ledoit_wolf", "train_mean", 0.1)]
+    return Result([*metrics, ("pool", "ledoit_wolf", "train_std", 2.0)], [table.assign(ledoit_wolf=scores)])
 
 
-def test_summary_has_mean_error_and_number_of_seeds(study):
-    aucs = report.seed_aucs(study)
-    rows = report.summarize(aucs, study).set_index(["method", "group"])
-    values = aucs[(aucs["method"] == "cutpaste") & (aucs["category"] == "wood")]["auc"]
-    assert rows.loc[("cutpaste", "wood"), "mean"] == pytest.approx(values.mean())
-    assert rows.loc[("cutpaste", "wood"), "stderr"] == pytest.approx(values.std(ddof=1) / np.sqrt(3))
-    assert rows.loc[("cutpaste", "wood"), "n"] == 3
-    assert rows.loc[("cutpaste", "texture"), "mean"] == pytest.approx(values.mean())
-    both = aucs[aucs["method"] == "cutpaste"].groupby("seed")["auc"].mean()
-    assert rows.loc[("cutpaste", "all"), "stderr"] == pytest.approx(both.std(ddof=1) / np.sqrt(3))
-    assert np.isnan(rows.loc[("ensemble_3way", "wood"), "stderr"])
+def table_of(values: dict[str, dict[str, list[float]]]) -> pd.DataFrame:
+    """AUC by method, category and seed."""
+    rows = [(m, c, s, x) for m, by in values.items() for c, xs in by.items() for s, x in enumerate(xs)]
+    return pd.DataFrame(rows, columns=aucs.AUCS)
 
 
-def test_paper_is_averaged_over_the_same_categories(study):
-    rows = report.beside_paper(report.summarize(report.seed_aucs(study), study), study, "table1")
-    paper = rows.set_index(["method", "group"])["paper"]
-    assert paper["cutpaste_3way", "bottle"] == 98.3
-    assert paper["cutpaste_3way", "wood"] == 98.6
-    assert paper["cutpaste_3way", "all"] == pytest.approx((98.3 + 98.6) / 2)
-    assert np.isnan(paper["untrained", "bottle"])
+def test_aucs_are_those_of_the_stored_scores(study):
+    found = aucs.detection(study).set_index(["method", "category", "seed"])["auc"]
+    scores = store.read(study, "detection", "scores")
+    for (method, category, seed), part in scores.groupby(["method", "category", "seed"]):
+        assert found[method, category, seed] == pytest.approx(100 * roc_auc_score(part["label"], part["ledoit_wolf"]))
+    assert len(found) == 3 * 2 * 3 + 2, "and a row of the ensemble for each category"
 
 
-def test_foreign_categories_stand_beside_the_average_of_the_paper(study):
-    aucs = report.seed_aucs(study).replace({"bottle": "plate", "wood": "weave"})
-    config = replace(study, categories=("plate", "weave"), textures=("weave",))
-    rows = report.beside_paper(report.summarize(aucs, config), config, "table1").set_index(
-        ["method", "group"]
+def test_the_ensemble_averages_standardised_scores(study):
+    ensemble = aucs.ensemble(study, "ledoit_wolf").set_index("category")["auc"]
+    scores = store.read(study, "detection", "scores").query("method == 'cutpaste_3way'")
+    for category, part in scores.groupby("category"):
+        mean = part.groupby("image", sort=False)["ledoit_wolf"].mean()
+        assert ensemble[category] == pytest.approx(100 * roc_auc_score(part["label"][:30], mean))
+
+    def rescaled(run: Run) -> Result:  # of one seed, which changes nothing
+        found, scale = detection_result(run), (1000.0 if run.seed == 1 else 1.0)
+        found.scores[0]["ledoit_wolf"] *= scale
+        found.metrics = [(f, d, m, v if m == "auc" else scale * v) for f, d, m, v in found.metrics]
+        return found
+
+    write(study, "detection", rescaled)
+    assert aucs.ensemble(study, "ledoit_wolf").set_index("category")["auc"].to_dict() == pytest.approx(
+        ensemble.to_dict()
     )
+
+
+def test_averages_over_categories_are_taken_seed_by_seed(study):
+    found = table_of({"cutpaste": {"bottle": [90, 80, 70], "wood": [70, 70, 90, 10]}, "scar": {"wood": [50]}})
+    rows = tables.summarize(found, study).set_index(["method", "group"])
+    by_seed = [80, 75, 80]  # of the seeds that both categories have
+    assert rows.loc[("cutpaste", "all"), "mean"] == pytest.approx(np.mean(by_seed))
+    assert rows.loc[("cutpaste", "all"), "stderr"] == pytest.approx(np.std(by_seed, ddof=1) / np.sqrt(3))
+    assert rows.loc[("cutpaste", "all"), "n"] == 3 and rows.loc[("cutpaste", "wood"), "n"] == 4
+    assert rows.loc[("cutpaste", "texture"), "mean"] == pytest.approx(60)
+    assert ("scar", "all") not in rows.index and np.isnan(rows.loc[("scar", "wood"), "stderr"])
+    plain = tables.summarize(found, study.replace(textures=()))
+    assert set(plain["group"]) == {"bottle", "wood", "all"}, "objects alone would repeat all"
+
+
+def test_the_paper_stands_beside_the_same_categories_or_all_of_its_data(study):
+    found = aucs.detection(study)
+    rows = tables.beside_paper(tables.summarize(found, study), study, "table1").set_index(["method", "group"])
+    assert rows.loc[("cutpaste_3way", "bottle"), "paper"] == 98.3
+    assert rows.loc[("cutpaste_3way", "all"), "paper"] == pytest.approx((98.3 + 98.6) / 2)
+    assert rows.loc[("cutpaste_3way", "all"), "paper_categories"] == "same"
+    assert np.isnan(rows.loc[("untrained", "bottle"), "paper"])
+
+    own = study.replace(categories=("plate", "weave"), textures=("weave",))
+    found = found.replace({"bottle": "plate", "wood": "weave"})
+    rows = tables.beside_paper(tables.summarize(found, own), own, "table1").set_index(["method", "group"])
     assert rows.loc[("cutpaste_3way", "texture"), "paper"] == 97.0
-    assert rows.loc[("cutpaste_3way", "texture"), "paper_categories"] == "all of MVTec AD"
+    assert rows.loc[("cutpaste_3way", "all"), "paper_categories"] == "all of MVTec AD"
     assert np.isnan(rows.loc[("cutpaste_3way", "weave"), "paper"])
 
 
-def test_margin_is_half_of_welchs_confidence_interval(study):
-    aucs = report.seed_aucs(study)
-    few = aucs[(aucs["method"] != "untrained") | (aucs["seed"] < 2)]
-    found = comparison.compare(few, study, "cutpaste_3way", "untrained")
-    a, b = (
-        few[few["method"] == m].groupby("seed")["auc"].mean().to_numpy()
-        for m in ("cutpaste_3way", "untrained")
-    )
-    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    assert found["difference"] - found["margin"] == pytest.approx(interval.low)
-    assert found["difference"] + found["margin"] == pytest.approx(interval.high)
+def test_a_margin_is_half_of_welchs_confidence_interval(study):
+    found = aucs.detection(study)
+    few = found[(found["method"] != "untrained") | (found["seed"] < 2)]
+    told = tables.compare(few, study, "cutpaste_3way", "untrained", "table1")
+    sides = [few[few["method"] == m].groupby("seed")["auc"].mean() for m in ("cutpaste_3way", "untrained")]
+    interval = scipy_stats.ttest_ind(*sides, equal_var=False).confidence_interval(0.95)
+    assert told["difference"] - told["margin"] == pytest.approx(interval.low)
+    assert told["difference"] + told["margin"] == pytest.approx(interval.high)
 
 
-def test_papers_difference_is_between_values_for_the_same_categories(study):
+def test_a_verdict_needs_an_interval_off_zero(study):
+    def verdict(better: str, worse: str, found: pd.DataFrame) -> str:
+        told = tables.compare(found, study, better, worse)
+        return stats.verdict(told["difference"], told["margin"])
+
+    found = aucs.detection(study)
+    assert verdict("cutpaste_3way", "untrained", found) == "reproduced"
+    assert verdict("untrained", "cutpaste_3way", found) == "not reproduced"
+    assert verdict("cutpaste", "cutpaste", found) == "undecided"
+    assert verdict("cutpaste", "rotation", found) == "not run"
+    one_seed = found[(found["method"] != "untrained") | (found["seed"] == 0)]
+    assert verdict("cutpaste_3way", "untrained", one_seed) == "undecided", "one seed tells no spread"
+
+
+def test_features_without_seeds_take_the_spread_of_the_other_side(study):
+    found = table_of({"pool_finetuned": {"bottle": [90, 94]}, "pool_pretrained": {"bottle": [80]}})
+    told = tables.compare(found, study.replace(categories=("bottle",)), "pool_finetuned", "pool_pretrained", "table3")
+    assert told["difference"] == pytest.approx(12) and told["stderr"] == pytest.approx(2)
+
+
+def test_the_papers_difference_is_between_values_for_the_same_categories(study):
     """The paper has GradCAM over all of MVTec AD alone, the patch model also by category."""
-    rows = [(m, c, s, 90.0) for m in ("cutpaste_3way", "gradcam") for c in study.categories for s in (0, 1)]
-    aucs = pd.DataFrame(rows, columns=["method", "category", "seed", "auc"])
-    found = comparison.compare(aucs, study, "cutpaste_3way", "gradcam", "table2", "section4.2")
-    assert found["paper"] == pytest.approx(96.0 - 88.3)
+    found = table_of({m: {c: [90, 91] for c in study.categories} for m in ("cutpaste_3way", "gradcam")})
+    told = tables.compare(found, study, "cutpaste_3way", "gradcam", "table2", "section4.2")
+    assert told["paper"] == pytest.approx(96.0 - 88.3)
 
 
 def test_synthetic_defects_are_compared_over_seeds_that_all_categories_have(study):
-    levels = {"bottle": 99.0, "wood": 50.0}
-    rows = [
-        (m, c, s, k, levels[c])
-        for m in ("cutpaste_3way", "cutout")
-        for c in levels
-        for s in range(3 if (m, c) == ("cutout", "wood") else 2)
-        for k in ("digit", "square")
-    ]
-    aucs = pd.DataFrame(rows, columns=["method", "category", "seed", "kind", "auc"])
-    assert comparison.compare_kinds(aucs, study, "cutpaste_3way", "cutout")["difference"] == 0
+    study = study.changed({"methods": ["cutout", "cutpaste_3way"], "seeds": 2, "seeds_of": {"cutout-wood": 3}})
+    study = study.changed({"synthetic.seeds": 3})
+    kinds, level = ("mnist", "square"), {"bottle": 0.99, "wood": 0.5}
+    write(study, "synthetic", lambda run: Result([(k, "ledoit_wolf", "auc", level[run.category]) for k in kinds]))
+    assert claims.evaluate(study, ["Table 6"])["difference"].item() == pytest.approx(0)
 
 
-def test_claim_needs_a_confidence_interval_off_zero(study):
-    aucs = report.seed_aucs(study)
-    assert comparison.compare(aucs, study, "cutpaste_3way", "untrained")["verdict"] == "holds"
-    assert comparison.compare(aucs, study, "untrained", "cutpaste_3way")["verdict"] == "does not hold"
-    assert comparison.compare(aucs, study, "cutpaste", "cutpaste")["verdict"] == "undecided"
-    assert comparison.compare(aucs, study, "cutpaste", "rotation")["verdict"] == "not run"
-    one_seed = aucs[(aucs["method"] != "untrained") | (aucs["seed"] == 0)]
-    assert comparison.compare(one_seed, study, "cutpaste_3way", "untrained")["verdict"] == "undecided"
+def test_localisation_shows_the_first_size_and_the_placement_of_its_category(study):
+    study = study.changed({"localize": {"patch_sizes": [32, 16], "cam_target": "density", "cam_relu": False}})
+
+    def result(run: Run) -> Result:
+        keys = [("density", "raw"), ("density", "relu"), ("logit", "raw")]
+        keys = keys if run.method == "gradcam" else [("", "per_location"), ("", "shared")]
+        low = 0.1 * (run.variant == "16px")
+        return Result([(*key, m, v / 10 - low) for v, key in enumerate(keys, 5) for m in ("pixel_auc", "aupro")])
+
+    write(study, "patches", result)
+    shown = aucs.localization(study).set_index(["method", "category"])["auc"]
+    assert shown["cutpaste_3way", "bottle"] == pytest.approx(50), "aligned: a density per location"
+    assert shown["untrained", "wood"] == pytest.approx(60) and shown["gradcam", "wood"] == pytest.approx(50)
+    every = aucs.localization_metrics(study)
+    assert set(every["patch_size"]) == {0, 16, 32} and set(every["density"]) == {"per_location", "shared", "raw"}
+    assert every["image_auc"].isna().all() and len(every) == 2 * (2 * 2 + 2 * 2 + 1)
 
 
-def test_missing_runs_are_named_and_left_out(study):
-    Path("results/s/runs/cutpaste/wood/scores.csv").unlink()
-    assert report.missing_runs(study) == ["cutpaste-wood"]
-    groups = report.summarize(report.seed_aucs(study), study).query("method == 'cutpaste'")["group"]
-    assert set(groups) == {"bottle", "object"}
-    with pytest.raises(ExperimentError, match="--method cutpaste --category wood"):
-        load_scores(study, "cutpaste", "wood")
+def test_transfer_is_named_as_the_papers_columns_and_leaves_the_curve_out(study):
+    study = study.changed({"transfer": {"updates": 2, "curve": [0, 1, 2], "seeds": 2}})
+    write(study, "transfer", lambda run: Result([(k, "ledoit_wolf", "auc", 0.5) for k in ("pool", "level6")]))
+    counts = aucs.transfer(study).groupby("method").size().to_dict()
+    assert counts == {f"{k}_pretrained": 2 for k in ("pool", "level6")} | {
+        f"{k}_finetuned": 4 for k in ("pool", "level6")
+    }
 
 
-def test_run_with_too_few_seeds_is_missing(study):
-    assert report.missing_runs(replace(study, seeds_of={"cutpaste": 4})) == [
-        "cutpaste-bottle",
-        "cutpaste-wood",
-    ]
+def test_a_change_of_a_factor_is_the_mean_over_pairs_of_one_seed(study):
+    study = study.changed({"sensitivity": {"seeds": 2, "patch_jitter": [0.1, 0.3], "learning_rate": [], "updates": []}})
+
+    def result(run: Run) -> Result:
+        shift = {"patch_jitter=0.3": 0.04 + 0.01 * run.seed}.get(run.variant, 0)
+        auc = 0.6 + 0.1 * run.seed + shift
+        return Result([("pool", "ledoit_wolf", "auc", auc), ("pool", "kde", "auc", auc - 0.2)])
+
+    write(study, "sensitivity", result)
+    found = sensitivity.read(study)
+    rows = sensitivity.summary(found, study, ["patch_jitter"]).set_index("value")
+    assert rows.loc["0.3", "change"] == pytest.approx(4.5) and rows.loc["0.1", "is_default"]
+    assert rows.loc["0.3", "change_stderr"] == pytest.approx(np.std([4, 5], ddof=1) / np.sqrt(2))
+    assert rows.loc["0.3", "mean"] == pytest.approx(69.5) and rows.loc["0.3", "n"] == 2
+    assert (rows.loc["0.3", "paper"], rows.loc["0.3", "paper_change"]) == (95.5, pytest.approx(0.3))
+    densities = sensitivity.summary(found, study, ["density"]).set_index("value")["change"]
+    assert densities.to_dict() == pytest.approx({"ledoit_wolf": 0, "kde": -20})
+    assert "control" in set(found["factor"]) and sensitivity.summary(found, study, ["stem"]).empty
 
 
-def test_layout_shows_ours_over_the_paper(study):
-    table = report.beside_paper(report.summarize(report.seed_aucs(study), study), study, "table1")
-    cells = report.layout(table, METHODS)
+def test_a_table_shows_ours_over_the_paper_and_is_kept_with_full_numbers(study):
+    table = tables.beside_paper(tables.summarize(aucs.detection(study), study), study, "table1")
+    cells = tables.layout(table, [*METHODS, "rotation"])
     assert cells.loc[("bottle", "paper"), "cutpaste_3way"] == "98.3 ± 0.5"
-    assert cells.loc[("bottle", "ours"), "cutpaste"].endswith("(3)")
-    lines = report.to_markdown(cells).splitlines()
-    assert len({line.count("|") for line in lines}) == 1
-
-
-def test_curve_covers_its_grid_cheapest_first():
-    config = Config(study="s", categories=("a", "b"))
-    config = replace(
-        config, curve=replace(config.curve, methods=("cutpaste",), updates={"64": (0, 10), "32": (10,)})
-    )
-    runs = [(c.data.image_size, c.train.updates, m, k) for c, m, k, _ in curve_runs(config)]
-    assert runs[:2] == [(64, 0, "untrained", "a"), (64, 0, "untrained", "b")]
-    assert runs[2:4] == [(32, 10, "cutpaste", "a"), (32, 10, "cutpaste", "b")]
-    assert len({root for *_, root in curve_runs(config)}) == 3
-
-
-def test_readme_shows_the_committed_table():
-    table = (ROOT / "results/lite/tables/table1_detection.md").read_text().strip()
-    assert table in (ROOT / "README.md").read_text()
-
-
-@pytest.mark.parametrize("study", ["demo", "lite"])
-def test_committed_runs_are_of_the_present_parameters_and_sources(study, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    others = []
-    for config, method, category, root in grid_results.image_level(
-        configuration.load(f"params/{study}.yaml")
-    ):
-        metrics = json.loads((root / "runs" / method / category / "metrics.json").read_text())
-        for note in metrics["seeds"]:
-            key = experiment.fingerprint(config, method, metrics["data"], note["seed"])
-            others += [(str(root), method, category, note["seed"])] * (note["fingerprint"] != key)
-    assert not others
-
-
-STEM_3X3 = {"localize.stem": "3x3_stride2", "localize.patch_sizes": (16, 32)}
-
-
-@pytest.mark.parametrize(
-    ("study", "preset", "changes"),
-    [("demo", "demo", {}), ("lite", "lite", {}), ("lite_3x3_stem", "lite", STEM_3X3)],
-)
-def test_committed_patch_models_are_of_the_present_parameters_and_sources(
-    study, preset, changes, monkeypatch
-):
-    monkeypatch.chdir(ROOT)
-    config, others = configuration.load(f"params/{preset}.yaml", changes), []
-    for category in config.localize.categories:
-        folder = Path("results", study, "patches", category)
-        metrics = json.loads((folder / "metrics.json").read_text())
-        notes = patch_record.read_notes(folder)
-        for size in config.localize.patch_sizes:
-            for seed in range(config.localize.n_seeds(size)):
-                key = patch_experiment.weights_key(config, metrics["data"], size, seed)
-                others += [(str(folder), size, seed)] * (notes[size, seed]["fingerprint"] != key)
-    assert not others
+    assert cells.loc[("bottle", "ours"), "cutpaste"].endswith("(3)") and cells.loc[("bottle", "ours"), "rotation"] == ""
+    tables.save(table, cells, study, "name")
+    kept = pd.read_csv("results/tiny/tables/name.csv")
+    np.testing.assert_allclose(kept["mean"], table["mean"], atol=1e-4)
+    lines = Path("results/tiny/tables/name.md").read_text().splitlines()
+    assert len({line.count("|") for line in lines}) == 1 and len(lines) == len(cells) + 2
+    path = plots.save(plots.auc_by_method(table, list(METHODS)), study, "name")
+    assert path.stat().st_size > 5000

@@ -1,0 +1,122 @@
+"""One command line: python -m cplib {run,list,detect,claims,download}."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from cplib.config import Config, ConfigError, load
+from cplib.runs import store
+from cplib.runs.plan import PARTS, Run, plan
+
+log = logging.getLogger("cplib")
+
+COMMANDS = {
+    "run": "Do the runs of a study that are missing or stale: train, score, store. Resumable.",
+    "list": "Show the runs of a study: which have valid results and which are left.",
+    "detect": "Score photographs by what was learnt from good ones.",
+    "claims": "Judge the paper's claims by a study's results: results/<study>/claims.csv.",
+    "download": "Fetch a public data set, or the pretrained weights of a study.",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 failed, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        _do(options)
+        return 0
+    except (ValueError, RuntimeError, OSError) as error:
+        if options.traceback:
+            raise
+        log.error("error: %s", " ".join(str(error).split()))
+        return 1
+    except KeyboardInterrupt:
+        log.error("interrupted; the same command goes on where this one stopped")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m cplib", description="CutPaste, reproduced.")
+    parser.add_argument("--traceback", action="store_true", help="show where an error arose")
+    commands = parser.add_subparsers(dest="command", required=True)
+    of = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
+    for found in of.values():
+        found.add_argument("--params", default="params.yaml", help="parameter file (params.yaml)")
+        found.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a parameter")
+    of["run"].add_argument("--jobs", type=int, default=1, help="trainings side by side; 0: one per core (1)")
+    of["run"].add_argument("--arrays", action="store_true", help="also recreate weights and maps that are not here")
+    for found in (of["run"], of["list"]):
+        for name, more in {"part": {"choices": PARTS}, "method": {}, "category": {}, "seed": {"type": int}}.items():
+            found.add_argument(f"--{name}", action="append", help=f"only this {name}; may be repeated", **more)
+    add = of["detect"].add_argument
+    add("folder", help="photographs to score")
+    add("--category", required=True, help="folder of good photographs, below data.root")
+    text = "cutpaste_3way (default) or another method, patch_model (shows where), pretrained (no training)"
+    add("--method", default="cutpaste_3way", help=text)
+    add("--aligned", action="store_true", help="the parts always lie alike (for patch_model)")
+    add = of["download"].add_argument
+    add("name", choices=["mvtec", "cifar10", "mnist", "weights"])
+    add("--to", type=Path, help="folder that receives it (data, or $CUTPASTE_DATA)")
+    add("--url", help="address of MVTec AD's archive, if it moved")
+    add("--keep-archive", action="store_true", help="keep the archive after extraction")
+    return parser
+
+
+def _do(options: argparse.Namespace) -> None:
+    # each command imports what it needs, as torch takes seconds
+    if options.command == "download":
+        from cplib import download
+    if options.command == "download" and options.name != "weights":
+        url = options.url or download.MVTEC_URL
+        download.download(options.name, options.to, url, keep_archive=options.keep_archive)
+        return
+    config = load(options.params, dict(item.partition("=")[::2] for item in options.set))
+    if options.command == "download":
+        path = download.weights(config.transfer.backbone, config.transfer.weights)
+        log.info("weights: %s", path or "in the cache of timm")
+    elif options.command == "run":
+        from cplib.runs.run import run_all
+
+        run_all(config, _selected(options, config), options.jobs, options.arrays)
+    elif options.command == "list":
+        _list(config, _selected(options, config))
+    elif options.command == "detect":
+        from cplib import detect
+
+        detect.run(config, options.category, options.folder, options.method, options.aligned)
+    else:
+        from cplib.report import claims
+
+        path, table = claims.write(config)
+        log.info("%s: %s", path, table["verdict"].value_counts().to_dict())
+
+
+def _selected(options: argparse.Namespace, config: Config) -> list[Run]:
+    """Runs that the options name. What they name need not be in the lists of the parameters."""
+    named = {"method": options.method, "category": options.category, "seed": options.seed}
+    if unknown := [c for c in options.category or () if c not in (*config.categories, *config.one_class.classes)]:
+        log.info("%s: not in `categories` of %s, taken as such", ", ".join(unknown), options.params)
+        config = config.only(categories=tuple(options.category), methods=tuple(options.method or ()))
+    elif options.part is None and options.method and not set(options.method) <= set(config.methods):
+        config = config.only(methods=tuple(options.method))
+    # a method or a category alone means the experiment of that name, a cell of Table 1
+    parts = options.part or (["detection"] if options.method or options.category else PARTS)
+    runs = [r for r in plan(config, parts) if all(getattr(r, k) in v for k, v in named.items() if v)]
+    if not runs:
+        raise ConfigError("no run of the study is of these parts, methods, categories and seeds")
+    return runs
+
+
+def _list(config: Config, runs: list[Run]) -> None:
+    for part in dict.fromkeys(run.part for run in runs):
+        stored = store.stored_keys(store.study_folder(config), part)
+        of_part = [run for run in runs if run.part == part]
+        left = [run for run in of_part if stored.get(run.id, ("",))[0] != run.key]
+        sys.stdout.write(f"{part}: {len(of_part) - len(left)} of {len(of_part)} runs have valid results\n")
+        sys.stdout.writelines(f"  left: {run}\n" for run in left)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

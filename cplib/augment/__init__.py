@@ -1,0 +1,1 @@
+"""Augmentations: `tasks` lists the proxy tasks, `views` their classes, `patches` cuts and pastes, `color` jitters."""

@@ -1,0 +1,133 @@
+"""Colour jitter of batches, on any device: equal to torchvision's functions, with one draw per sample.
+
+Draws come from a CPU generator and are made before they are applied, and what is applied to a sample does not depend
+on its neighbours in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+class Jitter(NamedTuple):
+    """Draws of colour jitter for n samples, on the CPU."""
+
+    factors: Tensor  # (n, 4) brightness, contrast, saturation (1 changes nothing) and hue shift in turns (0 likewise)
+    order: Tensor  # (n, 4) the operation to apply first, second, third and fourth
+
+
+def draw_jitter(n: int, strength: float, generator: Generator) -> Jitter:
+    """Factors uniform in 1 ± strength, hue in ± strength, order uniform, for each of n samples."""
+    factors = 1 + strength * (2 * torch.rand(n, 4, generator=generator) - 1)
+    factors[:, HUE] -= 1
+    return Jitter(factors, torch.rand(n, 4, generator=generator).argsort(1))
+
+
+def color_jitter(images: Tensor, jitter: Jitter) -> Tensor:
+    """Images (n, 3, height, width), float in [0, 1], jittered each with its own factors in its own order: equal to
+    torchvision's `adjust_brightness`, `adjust_contrast`, `adjust_saturation` and `adjust_hue` one after the other."""
+    out, steps = images.clone(memory_format=torch.contiguous_format), jitter_steps(jitter, images.device)
+    for rows in chunks(out):
+        jitter_images_(out[rows], steps.select(rows))
+    return out
+
+
+def chunks(images: Tensor) -> list[slice]:
+    """On a CPU one image at a time: its planes stay in the cache through all operations."""
+    n = len(images)
+    return [slice(i, i + 1) for i in range(n)] if images.device.type == "cpu" else [slice(0, n)]
+
+
+class Steps(NamedTuple):
+    """Colour jitter of n samples as one sequence of steps that serves all orders.
+
+    Brightness, contrast and saturation are all x <- clamp(f x + (1 - f) reference), the reference 0, the mean grey of
+    the image or the grey of the pixel. So: up to three such blends, the hue, up to three blends; each for those samples
+    only whose order has a blend there (f = 1 for the others).
+    """
+
+    blends: Tensor  # (6, 3, n) f, (1 - f) for the mean grey, (1 - f) for the grey, on the device of the images
+    hue: Tensor  # (n,) shift in turns, on the same device
+    needed: Tensor  # (6, 3, n) bool on the CPU: where f is not 1 and the others are not 0
+    hue_needed: Tensor  # (n,) likewise: where the shift is not 0
+
+    def select(self, rows: slice) -> Steps:
+        return Steps(self.blends[..., rows], self.hue[rows], self.needed[..., rows], self.hue_needed[rows])
+
+
+def jitter_steps(jitter: Jitter, device: torch.device) -> Steps:
+    """Steps of draws, for images on a device."""
+    factors, order = jitter
+    turn = (order == HUE).float().argmax(1)
+    step = torch.tensor([0, 1, 2, 1, 2, 3])[:, None]  # places in the order: three before the hue, three after it
+    active = torch.cat([step[:3] < turn, step[3:] > turn])
+    operation = order.T[step[:, 0]]
+    factor = torch.where(active, factors.gather(1, operation.T).T, 1.0)
+    to_mean = torch.where(operation == CONTRAST, 1 - factor, 0.0)
+    to_grey = torch.where(operation == SATURATION, 1 - factor, 0.0)
+    blends, hue = torch.stack([factor, to_mean, to_grey], 1), factors[:, HUE]
+    needed = torch.stack([factor != 1, to_mean != 0, to_grey != 0], 1)
+    return Steps(blends.to(device), hue.to(device), needed, hue != 0)
+
+
+def jitter_images_(images: Tensor, steps: Steps) -> None:
+    """Jitter contiguous images in place."""
+    jitter_pixels_(images.flatten(2).transpose(0, 1), steps, lambda v: v[:, None], lambda plane: plane.mean(1))
+
+
+def jitter_pixels_(x: Tensor, steps: Steps, spread: Callable, mean: Callable) -> None:
+    """Jitter x of shape (3, *pixels) in place. `spread` takes (n,) values to the pixels of each sample, `mean` a plane
+    of pixels to the (n,) means over each sample."""
+    for index, (any_factor, any_mean, any_grey) in enumerate(steps.needed.any(-1).tolist()):
+        if index == 3 and steps.hue_needed.any():
+            _shift_hue(x, spread(steps.hue))
+        if not any_factor:
+            continue
+        factor, to_mean, to_grey = steps.blends[index]
+        offset = None
+        if any_mean or any_grey:
+            grey = (x[0] * 0.2989).add_(x[1], alpha=0.587).add_(x[2], alpha=0.114)
+            if any_mean:
+                offset = spread(mean(grey) * to_mean)
+            if any_grey:
+                grey.mul_(spread(to_grey))
+                offset = grey if offset is None else grey.add_(offset)
+        x.mul_(spread(factor))
+        if offset is not None:
+            x.add_(offset)
+        x.clamp_(0, 1)
+
+
+def _shift_hue(x: Tensor, shift: Tensor) -> None:
+    """Turn the hue by `shift` turns. Maximum and minimum of a pixel stay, so no full HSV is needed: each channel is
+    minimum + chroma * (a trapezoid of the hue, which is in sixths of a turn here)."""
+    r, g, b = x.unbind(0)
+    green, blue, chroma, low, hue, part = x.new_empty(6, *x.shape[1:]).unbind(0)
+    # 1.0 where green or blue is the largest. Sums of products with these masks are exact and, on a CPU, several times
+    # faster than `where`, which is not vectorised
+    torch.gt(g, r, out=green)
+    torch.maximum(r, g, out=chroma)
+    torch.gt(b, chroma, out=blue)
+    torch.gt(green, blue, out=green)
+    torch.maximum(chroma, b, out=chroma)
+    torch.minimum(r, g, out=low)
+    torch.minimum(low, b, out=low)
+    chroma.sub_(low)
+    # offset and difference of the sector of the largest channel: red 0, g-b; green 2, b-r; blue 4, r-g
+    torch.add(green, blue, out=part).neg_().add_(1)
+    torch.sub(g, b, out=hue).mul_(part)
+    hue.addcmul_(torch.sub(b, r, out=part), green)
+    hue.addcmul_(torch.sub(r, g, out=part), blue)
+    hue.div_(torch.clamp(chroma, min=1e-12, out=part))
+    hue.add_(green, alpha=2).add_(blue, alpha=4).add_(shift * 6)
+    hue.sub_(torch.div(hue, 6, out=part).floor_(), alpha=6)
+    torch.sub(hue, 3, out=r).abs_().sub_(1)
+    torch.sub(hue, 2, out=g).abs_().neg_().add_(2)
+    torch.sub(hue, 4, out=b).abs_().neg_().add_(2)
+    x.clamp_(0, 1).mul_(chroma).add_(low)

@@ -1,0 +1,149 @@
+"""Views: what each class of a proxy task does to an image (sections 2.2, 5.1), batched on any device.
+
+Images are (n, 3, height, width), float in [0, 1] unless stated. Every sample has its own draw. Draws come from a CPU
+`torch.Generator` whatever the device of the images, so a seed means the same on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from cplib.augment.color import chunks, draw_jitter, jitter_images_, jitter_steps
+from cplib.augment.patches import Patches, draw_rectangles, draw_scars, fill_, paste_
+from cplib.config import AugmentConfig
+
+View = Callable[[Tensor, AugmentConfig, Generator], Tensor]  # changes images in place, returns the mask of the changes
+Draw = Callable[[int, tuple[int, int], AugmentConfig, Generator], Patches]
+
+
+def translate(images: Tensor, offsets: Tensor, pad: int, shape: tuple[int, int] | None = None) -> list[Tensor]:
+    """Pad n images by reflection, by fewer pixels than they have, and crop to a shape, by default theirs. Crop k, a
+    view into the padded images, is of image k modulo n, its first pixel at row and column `offsets[k]`."""
+    height, width = shape or images.shape[2:]
+    padded = images
+    if pad:
+        left, right = images[..., 1 : pad + 1].flip(3), images[..., -pad - 1 : -1].flip(3)
+        padded = torch.cat([left, images, right], 3)
+        above, below = padded[:, :, 1 : pad + 1].flip(2), padded[:, :, -pad - 1 : -1].flip(2)
+        padded = torch.cat([above, padded, below], 2)
+    return [padded[k % len(images), :, i : i + height, j : j + width] for k, (i, j) in enumerate(offsets.tolist())]
+
+
+def augment_input(images: Tensor, config: AugmentConfig, generator: Generator, views: int = 1, crop: int = 0) -> Tensor:
+    """Random translation and colour jitter that normal and augmented samples share (section A.1).
+
+    Args:
+        images: (n, 3, height, width) uint8.
+        views: number of views of each image, each with its own draws.
+        crop: if not 0, take a random crop of so many pixels squared, in place of the translation: the input of the
+            patch model (section 2.4). All views of an image show the same crop, so that classes differ by their
+            augmentation alone: with a crop for each view the task long stays at chance.
+
+    Returns:
+        (views * n, 3, height, width) float32 in [0, 1], or crop squared; row k is of image k modulo n.
+    """
+    n, shape, pad = views * len(images), images.shape[2:], 0
+    if crop:
+        free = torch.tensor([shape[0] - crop + 1, shape[1] - crop + 1])
+        offsets = (torch.rand(len(images), 2, generator=generator) * free).long().minimum(free - 1).repeat(views, 1)
+        shape = (crop, crop)
+    else:
+        pad = round(config.translate * shape[0])
+        offsets = torch.randint(0, 2 * pad + 1, (n, 2), generator=generator)
+    steps = jitter_steps(draw_jitter(n, config.jitter, generator), images.device)
+    crops = translate(images, offsets, pad, shape)
+    out = torch.empty(n, 3, *shape, device=images.device)
+    for rows in chunks(out):
+        x = out[rows]
+        x.copy_(torch.stack(crops[rows])).div_(255)
+        jitter_images_(x, steps.select(rows))
+    return out
+
+
+def _paste(draw: Draw, move: bool = True) -> View:
+    """Patches of the image, colours jittered, pasted elsewhere (or left where they are)."""
+
+    def view(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
+        patches = draw(len(images), images.shape[2:], config, generator)
+        return paste_(images, patches, draw_jitter(len(images), config.patch_jitter, generator), move)
+
+    return view
+
+
+def _fill(draw: Draw, color: Callable[[Tensor, Generator], Tensor]) -> View:
+    """Patches filled with one colour, (n, 3) of images."""
+
+    def view(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
+        patches = draw(len(images), images.shape[2:], config, generator)
+        return fill_(images, patches, color(images, generator))
+
+    return view
+
+
+def _random_color(images: Tensor, generator: Generator) -> Tensor:
+    return torch.rand(len(images), 3, generator=generator)
+
+
+def _union(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
+    coin = torch.rand(len(images), generator=generator) < 0.5
+    mask = torch.zeros_like(images[:, 0], dtype=torch.bool)
+    for name, chosen in (("cutpaste", coin), ("cutpaste_scar", ~coin)):
+        rows = chosen.nonzero()[:, 0].to(images.device)
+        some = images[rows]
+        mask[rows] = VIEWS[name](some, config, generator)
+        images[rows] = some
+    return mask
+
+
+def _rotate(turns: int) -> View:
+    """Square images turned by so many quarters, 0 for images as they are."""
+
+    def view(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
+        if turns:
+            images.copy_(torch.rot90(images, turns, (2, 3)))
+        return torch.full_like(images[:, 0], turns > 0, dtype=torch.bool)
+
+    return view
+
+
+VIEWS: dict[str, View] = {
+    "normal": _rotate(0),
+    "cutpaste": _paste(draw_rectangles),  # CutPaste: a rectangle (section 2.2)
+    "cutpaste_scar": _paste(draw_scars),  # CutPaste-Scar: a long thin rectangle, rotated (section 2.2)
+    "union": _union,  # one of the two with equal chance (section 5.2)
+    "cutout": _fill(draw_rectangles, lambda images, _: torch.full((len(images), 3), 0.5)),  # grey (section 5.1)
+    "cutout_mean": _fill(draw_rectangles, lambda images, _: images.mean((2, 3))),  # the image's mean (section 5.1)
+    "cutout_color": _fill(draw_rectangles, _random_color),  # section 5.1
+    "scar": _fill(draw_scars, _random_color),  # section 2.2
+    "confetti": _paste(draw_rectangles, move=False),  # jittered where it is, as CutPaste jitters (section 5.1)
+    "rotate_90": _rotate(1),
+    "rotate_180": _rotate(2),
+    "rotate_270": _rotate(3),
+}
+
+
+def make_batch(
+    images: Tensor, task: tuple[str, ...], config: AugmentConfig, generator: Generator, crop: int = 0
+) -> tuple[Tensor, Tensor]:
+    """One view per class of every source image, each with its own input augmentation.
+
+    Args:
+        images: (n, 3, size, size) uint8.
+        task: names of `VIEWS`, such as an entry of `tasks.TASKS`.
+        crop: as `augment_input`; cropped first, so that every view shows what was done to it (section 2.4). Scars keep
+            their size in pixels of the image.
+
+    Returns:
+        (classes * n, 3, size, size) float32 in [0, 1], class after class, and (classes * n,) labels.
+    """
+    batch = augment_input(images, config, generator, len(task), crop)
+    if crop:  # scars scale with what they are pasted on
+        stretch, lengths = images.shape[2] / crop, ("scar_width", "scar_length")
+        config = config.replace(**{k: tuple(stretch * v for v in getattr(config, k)) for k in lengths})
+    for name, view in zip(task, batch.chunk(len(task)), strict=True):
+        VIEWS[name](view, config, generator)
+    labels = torch.arange(len(task), device=images.device).repeat_interleave(len(images))
+    return batch, labels

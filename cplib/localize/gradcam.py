@@ -1,0 +1,61 @@
+"""GradCAM of an image-level model: the baseline of section 4.2 for localisation, through captum.
+
+The paper states neither layer nor target. Here: the last convolutional block, and by default the gradient of the
+anomaly score itself, the squared Mahalanobis distance of the embedding (`localize.cam_target`).
+
+Sign: an activation's weight is the gradient of the anomaly score, so a map is high where activations raise the score.
+As embeddings are scaled to length 1, the score does not change with their length, and the map of a density sums to 0
+over an image: what is below 0 speaks for normal. The ReLU of GradCAM would tie all such pixels, about half; maps are
+kept without it, and cut off where they are read if `localize.cam_relu` is set.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cplib.gde import Density, DensityError, GaussianDensity
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # captum asks for progress bars of notebooks, which need ipywidgets
+    from captum.attr import LayerGradCam
+
+Score = Callable[[nn.Module, Tensor], Tensor]  # of a model and images (n, 3, size, size): (n,)
+
+
+def density_score(density: Density, device: torch.device) -> Score:
+    """The score of a fitted density as a function that has a gradient. DensityError if it is no Gaussian."""
+    if not isinstance(density, GaussianDensity):
+        raise DensityError("GradCAM needs the density ledoit_wolf or ridge, or localize.cam_target: logit")
+    mean, precision = (torch.tensor(a, device=device) for a in (density.mean, density.precision))
+
+    def score(net: nn.Module, images: Tensor) -> Tensor:
+        z = nn.functional.normalize(net.embed(images).double(), dim=1) - mean
+        return ((z @ precision) * z).sum(1)
+
+    return score
+
+
+def logit_score(net: nn.Module, images: Tensor) -> Tensor:
+    """Logarithm of the odds that the classifier gives to the augmented classes, against normal."""
+    logits = net(images)
+    return logits[:, 1:].logsumexp(1) - logits[:, 0]
+
+
+def maps(net: nn.Module, images: Tensor, score: Score, batch_size: int = 32) -> np.ndarray:
+    """GradCAM of a score at the last convolutional block (Selvaraju et al. 2017, equations 1 and 2), before the ReLU.
+
+    Images are (n, 3, size, size) uint8, on the device of the net, which has a ResNet as `encoder` and is in evaluation
+    mode. Maps are (n, size / 32, size / 32) float32 for the ImageNet stem, as they come: not rescaled.
+    """
+    if not len(images):
+        return np.empty((0, 1, 1), np.float32)
+    cam = LayerGradCam(lambda x: score(net, x), net.encoder.layer4[-1])
+    batches = tqdm(images.split(batch_size), "GradCAM", disable=None, leave=False, delay=2)
+    found = [cam.attribute(batch.float().div(255))[:, 0].detach().cpu() for batch in batches]
+    return torch.cat(found).float().numpy()

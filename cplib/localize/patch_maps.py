@@ -1,0 +1,206 @@
+"""Patch model: embeddings of all patches of an image, densities on them, maps of their scores (sections 2.4, 4.2, A.5).
+
+As in `cplib.gde`: Gaussians with Ledoit-Wolf shrinkage on embeddings of length 1, here one for each location or one
+shared by all; the score is the squared Mahalanobis distance (equation 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cplib.config import TrainConfig
+from cplib.gde import DensityError
+from cplib.model import STEMS
+
+WIDTH = 512  # of the embeddings of a ResNet-18
+_LEAST_VARIANCE = 1e-12  # as cplib.gde: keeps the inverse where all embeddings are equal
+_BLOCK_BYTES = 128 * 2**20  # of float64 numbers at a time, where there is a Gaussian per location
+_CHUNK_BYTES = 512 * 2**20  # of embeddings of test images that are scored together
+
+
+def grid_side(image_size: int, patch_size: int, stride: int) -> int:
+    """Number of patches along a side of the image: 49 for 64 px, 57 for 32 px, both at stride 4 of 256 px."""
+    return (image_size - patch_size) // stride + 1
+
+
+@torch.inference_mode()
+def unit_patches(net: nn.Module, images: Tensor, patch_size: int, stride: int, config: TrainConfig) -> Tensor:
+    """Embeddings of all patches, as `unit_length` gives them. Only a batch of patches is in memory at a time.
+
+    Entry (i, j) is the encoder's output for the crop whose first pixel is (i stride, j stride): each patch is seen
+    alone, as in training. Convolving the image once would be cheaper, but pads nowhere inside it.
+
+    Args:
+        net: model with `embed`, in evaluation mode, on the device of the images.
+        images: (n, 3, size, size) uint8.
+        patch_size, stride: in pixels.
+        config: for the stem and the memory layout. The precision is always float32: bfloat16 hides differences
+            between patches from untrained networks, and so flattered ours beside the control.
+
+    Returns:
+        (n, rows, columns, 512) float16, on the device. A DensityError tells of one that is not finite.
+    """
+    side = grid_side(images.shape[-1], patch_size, stride)
+    # batches of nearly equal size: kernels are prepared for each new shape
+    count = math.ceil(side**2 / _batch_size(patch_size, config.stem, images.device))
+    batches = torch.arange(side**2, device=images.device).chunk(count)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    out = torch.empty(len(images), side, side, WIDTH, dtype=torch.half, device=images.device)
+    for k, image in enumerate(tqdm(images, "patches", unit="image", disable=None, leave=False, delay=2)):
+        patches = image.unfold(1, patch_size, stride).unfold(2, patch_size, stride).permute(1, 2, 0, 3, 4)
+        chosen = (patches[b // side, b % side].contiguous(memory_format=layout) for b in batches)
+        out[k] = unit_length(torch.cat([net.embed(x.float().div_(255)) for x in chosen])).view(side, side, -1)
+    return out
+
+
+def _batch_size(patch_size: int, stem: str, device: torch.device) -> int:
+    """So many patches that the 64 channels of the first layer fill 16 MiB on a CPU, 1 GiB on a GPU.
+
+    Measured on a CPU: 64 patches take the least time, of 32 and of 64 px; more leave its cache.
+    """
+    one = 4 * 64 * (patch_size // min(2, STEMS[stem])) ** 2  # the pooling that STEMS counts comes after
+    most, budget = (64, 16 * 2**20) if device.type == "cpu" else (4096, 2**30)
+    return max(1, min(most, budget // one))
+
+
+def unit_length(embeddings: Tensor) -> Tensor:
+    """Embeddings (..., d) scaled to length 1, in float16. DensityError if one is not finite."""
+    scaled = nn.functional.normalize(embeddings.float(), dim=-1)
+    if not torch.isfinite(scaled).all():
+        raise DensityError("embedding of a patch is not finite")
+    return scaled.half()
+
+
+class SharedGaussian:
+    """One Gaussian for all locations."""
+
+    def fit(self, embeddings: Tensor) -> SharedGaussian:
+        """Fit to the patches (n, rows, columns, d) of normal images, from sums in float64, image by image."""
+        n, d = embeddings.shape[:-1].numel(), embeddings.shape[-1]
+        if n < 2:
+            raise DensityError(f"a density needs at least 2 patches, got {n}")
+        shift = embeddings[0].reshape(-1, d).double().mean(0)  # sums of what is left near the mean lose no digits
+        total = products = squares = weighted = fourth = 0.0
+        for image in embeddings:
+            x = image.reshape(-1, d).double() - shift
+            square = x.square().sum(1)
+            total, products, squares = total + x.sum(0), products + x.T @ x, squares + square.sum()
+            weighted, fourth = weighted + square @ x, fourth + square.square().sum()
+        mean = total / n
+        covariance = products / n - torch.outer(mean, mean)
+        # Sum over patches of |x - mean|^4, multiplied out
+        m2 = mean @ mean
+        fourth = fourth + 4 * mean @ products @ mean + n * m2**2 - 4 * mean @ weighted
+        fourth = fourth + 2 * m2 * squares - 4 * m2 * (mean @ total)
+        a = _ledoit_wolf(covariance.trace(), covariance.square().sum(), fourth, n, d)
+        eye = torch.eye(d, dtype=torch.float64, device=embeddings.device)
+        least = a * covariance.trace() / d + _LEAST_VARIANCE
+        factor = torch.linalg.cholesky((1 - a) * covariance + least * eye)
+        self._mean, self._whitening = mean + shift, torch.linalg.solve_triangular(factor, eye, upper=False).T
+        return self
+
+    def score(self, embeddings: Tensor) -> Tensor:
+        """Squared Mahalanobis distances (m, rows, columns) float32 of patches (m, rows, columns, d)."""
+        # Into one array: results in a list each split the memory that a passing image leaves, 2 GiB in all
+        out = torch.empty(embeddings.shape[:-1], device=embeddings.device)
+        for k, image in enumerate(embeddings):
+            out[k] = ((image.double() - self._mean) @ self._whitening).square().sum(-1)
+        return out
+
+
+class LocationGaussians:
+    """A Gaussian for each location, for aligned objects (section 4.2).
+
+    There are fewer images than dimensions, so covariances are never formed: with the centred samples X (n, d), their
+    Gram matrix G = X X^T, and the shrunk covariance C = c X^T X + v I,
+
+        y^T C^-1 y = (y^T y - c (X y)^T (v I + c G)^-1 (X y)) / v    (Woodbury's identity),
+
+    for a block of locations at a time in float64. Factors are recreated for each call of `score`, which takes
+    seconds; kept, they would take more memory than the embeddings.
+    """
+
+    def fit(self, embeddings: Tensor) -> LocationGaussians:
+        """Keep the patches (n, rows, columns, d) of normal images; they are not copied."""
+        if len(embeddings) < 2:
+            raise DensityError(f"a density needs at least 2 normal images, got {len(embeddings)}")
+        self._samples = embeddings.flatten(1, 2)
+        return self
+
+    def score(self, embeddings: Tensor) -> Tensor:
+        """Squared Mahalanobis distances (m, rows, columns) float32 of patches (m, rows, columns, d)."""
+        points = embeddings.flatten(1, 2)
+        n, (m, locations, d) = len(self._samples), points.shape
+        out = torch.empty(m, locations, device=points.device)
+        # samples and points, and these centred; the Gram matrix, with a diagonal, and its factor
+        block = max(1, _BLOCK_BYTES // (8 * (2 * (n + m) * d + 3 * n**2)))
+        for first in tqdm(range(0, locations, block), "locations", disable=None, leave=False, delay=2):
+            rows = slice(first, first + block)
+            x, y = (a[:, rows].transpose(0, 1).double() for a in (self._samples, points))
+            out[:, rows] = _mahalanobis(x, y).T.float()
+        return out.view(embeddings.shape[:3])
+
+
+def _mahalanobis(samples: Tensor, points: Tensor) -> Tensor:
+    """Squared distances (locations, m) of points (locations, m, d) from the Gaussians of samples (locations, n, d)."""
+    n, d = samples.shape[1:]
+    mean = samples.mean(1, keepdim=True)
+    x, y = samples - mean, points - mean
+    gram = x @ x.mT
+    lengths = gram.diagonal(dim1=1, dim2=2)
+    trace = lengths.sum(1) / n
+    a = _ledoit_wolf(trace, gram.square().sum((1, 2)) / n**2, lengths.square().sum(1), n, d)
+    least = (a * trace / d + _LEAST_VARIANCE)[:, None]
+    c = ((1 - a) / n)[:, None, None]
+    factor = torch.linalg.cholesky(c * gram + torch.diag_embed(least.expand(-1, n)))
+    explained = torch.linalg.solve_triangular(factor, x @ y.mT, upper=False).square().sum(1)
+    return (y.square().sum(2) - c[..., 0] * explained) / least
+
+
+def _ledoit_wolf(trace: Tensor, squares: Tensor, fourth: Tensor, n: int, d: int) -> Tensor:
+    """Shrinkage in [0, 1] of a covariance towards its mean variance (Ledoit and Wolf 2004, as scikit-learn), from its
+    trace and sums of its squared entries and of the fourth powers of the distances of n samples from their mean."""
+    distance = squares - trace**2 / d
+    error = (fourth / n - squares) / n
+    share = error.clamp(min=0).minimum(distance) / distance.clamp(min=1e-300)
+    return torch.where(distance > 0, share, torch.zeros_like(share))
+
+
+PLACEMENTS = {"per_location": LocationGaussians, "shared": SharedGaussian}
+
+
+def score_maps(
+    net: nn.Module,
+    train: Tensor,
+    test: Tensor,
+    patch_size: int,
+    stride: int,
+    config: TrainConfig,
+    densities: Sequence[str] = tuple(PLACEMENTS),
+) -> dict[str, np.ndarray]:
+    """Fit densities, of `PLACEMENTS`, to the patches of normal images and score those of m test images.
+
+    Arguments are as `unit_patches` takes them. By density, maps (m, rows, columns) float32 of squared Mahalanobis
+    distances, an entry per patch.
+    """
+    normal = unit_patches(net, train, patch_size, stride, config)
+    fitted = {name: PLACEMENTS[name]().fit(normal) for name in densities}
+    maps = {name: np.empty((len(test), *normal.shape[1:3]), np.float32) for name in densities}
+    chunk = max(1, _CHUNK_BYTES // normal[0].nbytes)
+    for first in range(0, len(test), chunk):
+        rows = slice(first, first + chunk)
+        embeddings = unit_patches(net, test[rows], patch_size, stride, config)
+        for name, density in fitted.items():
+            maps[name][rows] = density.score(embeddings).cpu().numpy()
+    return maps
+
+
+def image_scores(maps: np.ndarray) -> np.ndarray:
+    """Scores (m,) of images from maps (m, rows, columns): the highest of their patches (figure 1)."""
+    return maps.reshape(len(maps), -1).max(1)

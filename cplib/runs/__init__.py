@@ -1,0 +1,1 @@
+"""Runs: `plan` lists them, `store` keeps and reads their results, `run` does them."""

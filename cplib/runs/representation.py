@@ -1,0 +1,89 @@
+"""Representations of normal, anomalous and augmented images: how far they lie apart, and t-SNE (figure 3)."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
+
+from cplib import gde
+from cplib.augment import views
+from cplib.runs.store import Result
+
+if TYPE_CHECKING:
+    from cplib.runs.plan import Run
+    from cplib.runs.trained import Trained
+
+GROUPS = ("normal", "anomalous", "cutpaste", "cutpaste_scar")
+AUGMENTED = GROUPS[2:]
+TRAINING = "training"  # the images that the augmented ones are made of, as they are
+LEAST = 10  # images of a group, for an AUC
+
+
+def score(run: Run, trained: Trained) -> Result:
+    """AUC between each two groups (feature: both names), and t-SNE of the groups as columns x and y of scores."""
+    found = groups(trained, run.scoring)
+    result = Result([(f"{a}|{b}", "", "auc", auc) for a, b, auc in separability(found)])
+    for name, places in tsne(found, run.scoring["perplexity"], run.scoring["seed"]).items():
+        table = pd.DataFrame(places, columns=["x", "y"])
+        result.scores.append(table.assign(feature="tsne", image="", defect=name, label=int(name == "anomalous")))
+    return result
+
+
+def groups(trained: Trained, scoring: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Embeddings (n, 512) of `GROUPS` and of `TRAINING`.
+
+    `normal` and `anomalous` are test images. The augmented ones are normal training images, at most
+    `tsne.per_group`. Row k of both kinds, and of `TRAINING`, is made of the same image.
+    """
+    images, seed = trained.images, scoring["seed"]
+    test, labels = trained.embed(images.test), images.labels.numpy()
+    found = {"normal": test[~labels], "anomalous": test[labels]}
+    order = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(seed))
+    source = images.train[order[: scoring["per_group"]]]
+    found[TRAINING] = trained.embed(source)
+    for k, view in enumerate(AUGMENTED):
+        x = source.float() / 255  # as they are, without the input's translation and jitter
+        views.VIEWS[view](x, trained.training.augment, torch.Generator().manual_seed(seed + k))
+        found[view] = trained.embed((255 * x).round().to(torch.uint8))
+    return found
+
+
+def separability(found: dict[str, np.ndarray]) -> list[tuple[str, str, float]]:
+    """How far each two groups lie apart: AUC of a linear discriminant, with Ledoit-Wolf shrinkage, in five folds.
+
+    A density of one group would only say whether the other lies outside it. Folds are disjoint by source image. The
+    last pair is a control: what tells normal test images from `TRAINING` tells them from augmented ones too, and
+    anomalous ones from these.
+
+    Returns:
+        Rows of both names and their AUC in [0, 1] (0.5: not at all); NaN with fewer than `LEAST` images.
+    """
+    rows, discriminant = [], LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    for first, second in (*combinations(GROUPS, 2), ("normal", TRAINING)):
+        a, b = (gde.normalized(found[name]) for name in (first, second))
+        x, y = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
+        offset = 0 if {first, second} == set(AUGMENTED) else len(a)  # augmented ones are made of the same images
+        sources = np.concatenate([np.arange(len(a)), np.arange(len(b)) + offset])
+        folds, auc = StratifiedGroupKFold(5, shuffle=True, random_state=0), np.nan
+        if min(len(a), len(b)) >= LEAST:
+            auc = cross_val_score(discriminant, x, y, groups=sources, cv=folds, scoring="roc_auc").mean()
+        rows.append((first, second, float(auc)))
+    return rows
+
+
+def tsne(found: dict[str, np.ndarray], perplexity: float, seed: int) -> dict[str, np.ndarray]:
+    """t-SNE (n, 2) of the embeddings of `GROUPS`, scaled to length 1; the same for the same embeddings."""
+    from openTSNE import TSNE
+
+    parts = [gde.normalized(found[name]) for name in GROUPS]
+    x = np.concatenate(parts)
+    perplexity = min(perplexity, (len(x) - 1) / 3)
+    fitted = TSNE(perplexity=perplexity, random_state=seed, n_jobs=1, negative_gradient_method="bh").fit(x)
+    ends = np.cumsum([len(p) for p in parts])[:-1]
+    return dict(zip(GROUPS, np.split(np.asarray(fitted), ends), strict=True))

@@ -1,0 +1,130 @@
+"""Do runs: train what is not trained, embed, score, and keep the results. It can be stopped at any moment."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import joblib
+import torch
+
+from cplib import data, gde, machine, model, train
+from cplib.config import Config, ConfigError
+from cplib.runs import store
+from cplib.runs.plan import Run, digest
+from cplib.runs.scorers import SCORERS
+from cplib.runs.store import Result
+from cplib.runs.trained import Trained
+
+log = logging.getLogger(__name__)
+
+# What a run may raise; it says itself what is wrong
+ERRORS = (ConfigError, data.DataError, gde.DensityError, model.BackboneError, train.TrainingError, OSError)
+_PACKAGES = {"gradcam": "captum", "representation": "openTSNE"}  # optional ones
+Done = list[tuple[Run, Result | Exception]]
+
+
+class RunsFailedError(RuntimeError):
+    """Some runs failed. The message names each with its reason; the results of the others are kept."""
+
+
+def run_all(
+    config: Config, runs: Sequence[Run], jobs: int = 1, arrays: bool = False, device: torch.device | None = None
+) -> None:
+    """Do all runs whose results are missing or stale, and store each as soon as it is there.
+
+    Runs of one training are done together: it is trained once. A training that was stopped goes on from its
+    checkpoint to the same result.
+
+    Args:
+        jobs: so many trainings side by side, each in a process of its own; 0 for one per core, or one on a GPU.
+        arrays: also do runs whose results are valid but whose weights or maps are not on this machine.
+        device: to compute on; by default a GPU if there is one.
+
+    Raises:
+        ConfigError, DataError, DensityError: bad input, before anything is trained.
+        RunsFailedError: at the end, if some runs failed.
+    """
+    device, study, started = device or train.default_device(), store.study_folder(config), time.monotonic()
+    for part in dict.fromkeys(run.part for run in runs):
+        store.write(study, part, ())
+    todo = _todo(config, runs, arrays, device)
+    groups: dict[str, list[Run]] = {}
+    for run in todo:
+        first = replace(run.training, phases=run.training.phases[:1])  # a head is shared by all lengths
+        groups.setdefault(digest(first.identity()), []).append(run)
+    costs = {key: sum({r.training: r.training.cost() for r in group}.values()) for key, group in groups.items()}
+    jobs = jobs or (joblib.cpu_count() if device.type == "cpu" else 1)
+    work = [joblib.delayed(_do)(key, group, study, config.data.cache, device) for key, group in groups.items()]
+    count, cost, failures = 0, 0.0, []
+    for key, done in joblib.Parallel(min(jobs, len(work)) or 1, return_as="generator_unordered")(work):
+        for part in dict.fromkeys(run.part for run, _ in done):
+            store.write(study, part, [(r, found) for r, found in done if r.part == part and isinstance(found, Result)])
+        for run, found in done:
+            count += 1
+            log.info("[%d/%d] %s: %s", count, len(todo), run, found)
+            failures += [f"{run}: {found}"] if isinstance(found, Exception) else []
+        cost, passed = cost + costs[key], time.monotonic() - started
+        left = f", about {passed * (sum(costs.values()) / cost - 1) / 60:.0f} min left" if cost else ""
+        log.info("%d of %d runs done after %d min %02d s%s", count, len(todo), *divmod(int(passed), 60), left)
+    store.write_summary(config)
+    if failures:
+        raise RunsFailedError(f"{len(failures)} of {len(todo)} runs failed: " + "; ".join(failures))
+
+
+def _todo(config: Config, runs: Sequence[Run], arrays: bool, device: torch.device) -> list[Run]:
+    """Runs whose results are missing or stale. What would stop one after hours shows here."""
+    study = store.study_folder(config)
+    stored = {part: store.stored_keys(study, part) for part in {run.part for run in runs}}
+    todo, valid = [], 0
+    absent: dict[str, list[Run]] = {}
+    for run in runs:
+        trained = Trained(run.training, study, config.data.cache, device)
+        for name in run.scoring.get("densities", []) if run.scorer == "density" else []:
+            gde.density(name)
+        try:
+            package = _PACKAGES.get(run.scorer) or ("timm" if run.part == "transfer" else "torch")
+            if importlib.util.find_spec(package) is None:
+                raise model.WeightsMissingError(f"package {package} is missing: pip install {package}")
+            key = (run.key, trained.data)
+        except model.WeightsMissingError as error:  # what needs them is left out, and all else is done
+            if stored[run.part].get(run.id, ("",))[0] != run.key:
+                absent.setdefault(str(error), []).append(run)
+            continue
+        if run.scorer in ("maps", "gradcam"):
+            trained.masks(run)
+        if stored[run.part].get(run.id) != key or (arrays and not all(p.exists() for p in trained.files(run))):
+            todo.append(run)
+        else:
+            valid += 1
+    if valid:
+        log.info("%d of %d runs have valid results", valid, len(runs))
+    for reason, left_out in absent.items():
+        log.warning("%d runs left out, such as %s: %s", len(left_out), left_out[0], reason)
+    return todo
+
+
+def _do(key: str, group: list[Run], study: Path, cache: str, device: torch.device) -> tuple[str, Done]:
+    """All runs of one training, and of others that share its first phase."""
+    done: Done = []
+    trained = None
+    for run in group:
+        started = time.perf_counter()
+        if trained is None or trained.training != run.training:
+            trained = Trained(run.training, study, cache, device)
+        trained.keep_weights |= run.part in ("detection", "patches")
+        try:
+            result = SCORERS[run.scorer](run, trained)
+        except ERRORS as error:
+            done.append((run, error))
+            continue
+        result.data = trained.data
+        precision = train.resolved_precision(device, run.training.settings.precision)
+        result.machine = {"seconds": round(time.perf_counter() - started, 1), "precision": precision}
+        result.machine |= machine.facts(device)
+        done.append((run, result))
+    return key, done

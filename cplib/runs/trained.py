@@ -1,0 +1,196 @@
+"""A training with what it leaves: images, network, embeddings, maps; each made when first asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import zipfile
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cplib import classes, data, model, train
+from cplib.runs.plan import GRADCAM, RESNET18, Run, Training, digest
+
+log = logging.getLogger(__name__)
+
+History = list[dict[str, Any]]  # rows of phase, update, learning_rate, loss and accuracy
+_SECOND_PHASE = 2**11  # the second phase draws from another stream of updates than the first
+
+
+class Trained:
+    """A training, its images, and the network and embeddings that it leaves, made when first asked for.
+
+    Attributes:
+        keep_weights: whether a network trained now is kept on disk.
+    """
+
+    def __init__(self, training: Training, study: Path, cache: str, device: torch.device) -> None:
+        self.training, self.study, self.cache, self.device = training, study, cache, device
+        self.keep_weights = False
+
+    @property
+    def images(self) -> data.Category:
+        """Images at the size of the training."""
+        return load_images(self.training, self.training.image_size, self.cache)
+
+    @cached_property
+    def data(self) -> str:
+        """Digest of the images, and of the file of pretrained weights."""
+        t = self.training
+        path = model.weights_file(t.backbone, t.weights) if t.backbone != RESNET18 else None
+        weights = _file_digest(path, path.stat().st_mtime_ns) if path else t.weights
+        return "-".join(part for part in (self.images.digest[:16], weights) if part)
+
+    @cached_property
+    def key(self) -> str:
+        return digest({"training": self.training.identity(), "data": self.data})
+
+    @cached_property
+    def folder(self) -> Path:
+        """Folder of the arrays. It names what made them, so that what is in it is valid."""
+        t = self.training
+        return self.study / "arrays" / f"{t.task}-{t.category}-{t.seed}-{self.key[:8]}"
+
+    def files(self, run: Run) -> list[Path]:
+        """Arrays that figures and other parts read: maps, or weights where a part keeps them."""
+        if run.scorer in ("maps", "gradcam"):
+            return [self.maps_path(run)]
+        return [self.folder / "weights.npz"] if run.part == "detection" and self.training.phases else []
+
+    def maps_path(self, run: Run) -> Path:
+        names = ("stride", "densities", "density")  # kernel and border come after
+        return self.folder / f"{run.scorer}-{digest({k: run.scoring.get(k) for k in names})[:8]}.npz"
+
+    def start(self) -> model.ProxyClassifier:
+        """The network as training starts from it."""
+        t, settings = self.training, self.training.settings
+        n_classes, head_layers = len(t.views), settings.head_layers
+        if t.backbone == RESNET18:
+            net = model.build(n_classes, t.seed, head_layers, settings.normalize, settings.stem)
+        else:
+            net = model.build_pretrained(t.backbone, t.weights, n_classes, t.seed, head_layers)
+        net = net.to(self.device)
+        return (net.to(memory_format=torch.channels_last) if settings.channels_last else net).eval()
+
+    @cached_property
+    def _network(self) -> tuple[model.ProxyClassifier, History]:
+        phases, path = self.training.phases, self.folder / "weights.npz"
+        net, history = self.start(), []
+        if not phases:
+            return net, history
+        if found := load_arrays(path):
+            history = json.loads(str(found.pop("history")))
+            net.load_state_dict({name: torch.from_numpy(value) for name, value in found.items()})
+            return net, history
+        if len(phases) > 1:
+            first = Trained(replace(self.training, phases=phases[:-1]), self.study, self.cache, self.device)
+            first.keep_weights = True
+            net, history = first._network
+        is_pretrained = self.training.backbone != RESNET18
+        net.learn(encoder=not is_pretrained or len(phases) > 1)
+        checkpoint, seed = self.folder / "checkpoint", self.training.seed + _SECOND_PHASE * (len(phases) - 1)
+        log.info("training %s on %s, seed %d, %s", self.training.task, self.images.name, seed, self.device)
+        images, t = self.images.train.to(self.device), self.training
+        rows = train.fit(net, images, t.views, t.augment, phases[-1], seed, t.crop, checkpoint, self.key)
+        phase = "head" if is_pretrained and len(phases) == 1 else "all"
+        history = [*history, *({"phase": phase, **row} for row in rows)]
+        if self.keep_weights:
+            weights = {name: value.cpu().numpy() for name, value in net.state_dict().items()}
+            save_arrays(path, history=json.dumps(history), **weights)
+            checkpoint.unlink(missing_ok=True)
+        return net, history
+
+    @property
+    def network(self) -> model.ProxyClassifier:
+        """The trained network in evaluation mode; it is trained first where its weights are not here."""
+        return self._network[0]
+
+    def embed(self, images: torch.Tensor) -> np.ndarray:
+        """Pooled embeddings (n, d) float32 of images (n, 3, size, size) uint8."""
+        found = train.embed(self.network, images.to(self.device), self.training.settings)
+        return found[model.POOL].numpy()
+
+    @cached_property
+    def embeddings(self) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], History]:
+        """By level, embeddings of the training and of the test images, float16; and the history of training."""
+        path = self.folder / "embeddings.npz"
+        if found := load_arrays(path):
+            history = json.loads(str(found.pop("history")))
+        else:
+            net, history = self._network
+            found = {}
+            for split in ("train", "test"):
+                images = getattr(self.images, split).to(self.device)
+                for level, values in train.embed(net, images, self.training.settings).items():
+                    if not torch.isfinite(values.half()).all():
+                        raise train.TrainingError(f"{level} of {split} images is not finite in float16")
+                    found[f"{split} {level}"] = values.half().numpy()
+            save_arrays(path, history=json.dumps(history), **found)
+            (self.folder / "checkpoint").unlink(missing_ok=True)
+        levels = [name.removeprefix("train ") for name in found if name.startswith("train ")]
+        return {k: (found[f"train {k}"], found[f"test {k}"]) for k in levels}, history
+
+    def masks(self, run: Run) -> np.ndarray:
+        """Masks (m, size, size) bool of the test images, at the size of the patch model.
+
+        Raises:
+            DataError: the category has none.
+        """
+        size = run.scoring["image_size"] if run.method == GRADCAM else run.training.image_size
+        images = load_images(run.training, size, self.cache)
+        if images.masks is None or not images.masks.any():
+            raise data.DataError(
+                f"{data.find(run.training.source) / images.name / 'ground_truth'}: no masks; leave {images.name} "
+                "out of localize.categories (maps need none: python -m cplib detect --method patch_model)"
+            )
+        return images.masks.numpy()
+
+
+@lru_cache(maxsize=8)
+def _images(source: str, category: str, size: int, limits: tuple[int, int] | None, cache: str) -> data.Category:
+    if limits is not None:
+        images = classes.load_classes(source, category, size, *limits)
+    else:
+        images = data.load_category(data.find(source), category, size, cache)
+    if len(images.train) < 2:
+        raise data.DataError(f"{category}: {len(images.train)} normal training image; a density needs at least 2")
+    return images
+
+
+@lru_cache
+def _file_digest(path: Path, mtime: int) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()[:8]
+
+
+def load_images(training: Training, size: int, cache: str) -> data.Category:
+    """Images of a training at some size in pixels. Raises DataError, also for fewer than 2 normal ones."""
+    return _images(training.source, training.category, size, training.classes, cache)
+
+
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays and texts by name; a file of this name is always complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    os.replace(partial, path)
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of a file by name; none where it is missing or damaged."""
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        log.warning("%s: damaged, recreated (%s)", path, error)
+        return {}

@@ -1,0 +1,1 @@
+"""Draws the demo data, no part of the library: `python -m demo` writes `data/demo`."""
