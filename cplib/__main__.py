@@ -81,7 +81,13 @@ def _do(options: argparse.Namespace) -> None:
 
         run_all(config, _selected(options, config), options.jobs, options.arrays)
     elif options.command == "list":
-        _list(config, _selected(options, config))
+        runs = _selected(options, config)
+        for part in dict.fromkeys(run.part for run in runs):
+            of_part = [run for run in runs if run.part == part]
+            stored = store.stored_keys(store.study_folder(config), part)
+            left = [run for run in of_part if stored.get(run.id, ("",))[0] != run.key]
+            sys.stdout.write(f"{part}: {len(of_part) - len(left)} of {len(of_part)} runs have valid results\n")
+            sys.stdout.writelines(f"  left: {run}\n" for run in left)
     elif options.command == "detect":
         from cplib import detect
 
@@ -107,15 +113,6 @@ def _selected(options: argparse.Namespace, config: Config) -> list[Run]:
     if not runs:
         raise ConfigError("no run of the study is of these parts, methods, categories and seeds")
     return runs
-
-
-def _list(config: Config, runs: list[Run]) -> None:
-    for part in dict.fromkeys(run.part for run in runs):
-        stored = store.stored_keys(store.study_folder(config), part)
-        of_part = [run for run in runs if run.part == part]
-        left = [run for run in of_part if stored.get(run.id, ("",))[0] != run.key]
-        sys.stdout.write(f"{part}: {len(of_part) - len(left)} of {len(of_part)} runs have valid results\n")
-        sys.stdout.writelines(f"  left: {run}\n" for run in left)
 
 
 if __name__ == "__main__":

@@ -115,8 +115,7 @@ class CurveConfig(Section):  # AUC against the number of updates, each point a c
     seeds: Seeds
 
 
-class SensitivityConfig(Section):  # one factor at a time around the default (tables 7 and 8)
-    # A list holds the values of a factor, the default's among them. An empty list leaves the factor out
+class SensitivityConfig(Section):  # one factor at a time (tables 7, 8); its list holds the default, or is empty
     method: str
     categories: Names
     seeds: Seeds

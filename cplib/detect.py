@@ -9,12 +9,12 @@ results/<study>/detected/patch_model/<category>/<folder>/    each image with its
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 from pandas import DataFrame
 from PIL import Image
 from sklearn.model_selection import KFold
@@ -58,7 +58,8 @@ def run(config: Config, category: str, folder: str | Path, method: str = THREE_W
     if len(good.train) < 4:  # 3 fit a density in the cross-validation, whatever it is worth
         raise data.DataError(f"{category}: needs at least 4 good images, got {len(good.train)}")
     images, names = data.load_folder(folder, good)
-    fit = _density(config, method, "per_location" if aligned else local.placement(category), models[0].device)
+    placement = "per_location" if aligned else local.placement(category)
+    fit = partial(_fitted, placement if method == PATCH_MODEL else config.gde.density, models[0].device)
     parts = []
     for of_good, of_new in _embeddings(config, method, models, images):
         held_out, score = _held_out_scores(fit, of_good), fit(of_good)
@@ -70,11 +71,11 @@ def run(config: Config, category: str, folder: str | Path, method: str = THREE_W
     good_above = (patch_maps.image_scores(of_good) >= score[:, None]).mean(1)
     table, heat = DataFrame({"image": names, "score": score, "good_above": good_above}), None
     if method == PATCH_MODEL:
-        patch = local.patch_sizes[0]
         # averaged, so that pixels are in the unit of patches; what is ordinary does not cool what is hot
-        heat = strength(pixels.to_pixels(of_new.clip(0), patch, local.stride, local.sigma, "averaged"))
+        heat = pixels.to_pixels(of_new.clip(0), local.patch_sizes[0], local.stride, local.sigma, "averaged")
+        heat = ((heat - 1) / 4).clip(0, 1)  # begins at 1 standard deviation and is strongest from 5 on, in every folder
         place = np.unravel_index(of_new.reshape(len(of_new), -1).argmax(1), of_new.shape[1:])
-        y, x = (np.array(place) * local.stride + patch / 2) / local.image_size
+        y, x = (np.array(place) * local.stride + local.patch_sizes[0] / 2) / local.image_size
         table["x"], table["y"] = (x * good.source_size[0]).astype(int), (y * good.source_size[1]).astype(int)
     table = table.sort_values("score", ascending=False)
     place = store.study_folder(config) / "detected" / method / category / Path(folder).resolve().name
@@ -94,8 +95,7 @@ def _models(config: Config, category: str, method: str) -> list[Trained]:
         runs = plan(own.only(methods=(method,)), ["detection"])
     else:
         raise ConfigError(f"method {method!r}: unknown; known: {', '.join([*METHODS, PATCH_MODEL, PRETRAINED])}")
-    study, device = store.study_folder(config), train.default_device()
-    return [Trained(r.training, study, config.data.cache, device) for r in runs]
+    return [Trained(r.training, store.study_folder(config), config.data.cache, train.default_device()) for r in runs]
 
 
 def _embeddings(config: Config, method: str, models: list[Trained], images: Tensor) -> Iterator[tuple]:
@@ -114,16 +114,13 @@ def _embeddings(config: Config, method: str, models: list[Trained], images: Tens
                 yield of_good[level].numpy(), [of_new[level].numpy()]
 
 
-def _density(config: Config, method: str, placement: str, device: torch.device) -> Callable:
-    # given embeddings (n, ..., d) of good images, a function from such embeddings to anomaly scores (n, ...)
-    def fit(embeddings: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        if method != PATCH_MODEL:
-            return gde.density(config.gde.density).fit(embeddings).score_samples
-        density = patch_maps.PLACEMENTS[placement]().fit(torch.from_numpy(embeddings).to(device))
-        # logarithms, as specks in a background that never changes are off by many orders of magnitude
-        return lambda new: density.score(torch.from_numpy(new).to(device)).log1p().cpu().numpy()
-
-    return fit
+def _fitted(name: str, device: torch.device, good: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Density by its name, fitted to embeddings (n, ..., d): a function from such embeddings to scores (n, ...)."""
+    if name not in patch_maps.PLACEMENTS:
+        return gde.density(name).fit(good).score_samples
+    density = patch_maps.PLACEMENTS[name]().fit(torch.from_numpy(good).to(device))
+    # logarithms, as specks in a background that never changes are off by many orders of magnitude
+    return lambda new: density.score(torch.from_numpy(new).to(device)).log1p().cpu().numpy()
 
 
 def _held_out_scores(fit: Callable, embeddings: np.ndarray) -> np.ndarray:
@@ -135,44 +132,34 @@ def _held_out_scores(fit: Callable, embeddings: np.ndarray) -> np.ndarray:
 
 
 def _write(place: Path, folder: Path, images: Tensor, table: DataFrame, heat: np.ndarray | None) -> None:
-    """The table, its picture, and with heat (m, size, size) in [0, 1] each image in full size with its heat."""
+    """The table, a picture of both its ends, and with heat (m, size, size) in [0, 1] each image in full size."""
     place.parent.mkdir(parents=True, exist_ok=True)
     if heat is not None:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         for k, name in enumerate(tqdm(table.sort_index()["image"], "pictures", disable=None, leave=False, delay=2)):
             photo = np.asarray(data.read_image(folder / name))
-            Image.fromarray(heated(photo, heat[k])).save(place / f"{name}.jpg", quality=90)
-    plots.use_style()
-    figure = _both_ends(images, table, heat)
-    figure.savefig(f"{place}.png", metadata={"Software": None})
-    plots.plt.close(figure)
-    store.replace_bytes(Path(f"{place}.csv"), table.to_csv(index=False, float_format="%.4g").encode())
-    n = (table["good_above"] == 0).sum()
-    log.info("%s.csv and .png: %d of %d images score above all good ones", place, n, len(table))
-
-
-def _both_ends(images: Tensor, table: DataFrame, heat: np.ndarray | None, n: int = 8) -> Figure:
-    """The images that look most and least anomalous, and with their heat below."""
+            Image.fromarray(_heated(photo, heat[k])).save(place / f"{name}.jpg", quality=90)
     rows, titles = {}, []
-    for end, part in (("most", table[:n]), ("least", table[n:][::-1][:n])):  # no image twice
+    for end, part in (("most", table[:8]), ("least", table[8:][::-1][:8])):  # no image twice
         if len(part):
             rows[f"{end} anomalous\n(score; share of\ngood ones above)"] = [images[i] for i in part.index]
             told = zip(part["image"], part["score"], part["good_above"], strict=True)
             titles.append([f"{Path(name).stem[-18:]}\n{score:.1f}; {100 * p:.0f} %" for name, score, p in told])
         if len(part) and heat is not None:
-            warm = [heated(plots.to_array(images[i]), heat[i]).transpose(2, 0, 1) for i in part.index]
+            warm = [_heated(plots.to_array(images[i]), heat[i]).transpose(2, 0, 1) for i in part.index]
             rows[f"{end}, with heat\n(yellow 1, red 5)"] = [torch.from_numpy(image.copy()) for image in warm]
             titles.append([""] * len(part))
-    return plots.image_grid(list(rows.values()), list(rows), titles)
+    plots.use_style()
+    figure = plots.image_grid(list(rows.values()), list(rows), titles)
+    figure.savefig(f"{place}.png", metadata={"Software": None})
+    plots.plt.close(figure)
+    store.replace_bytes(Path(f"{place}.csv"), table.to_csv(index=False, float_format="%.4g").encode())
+    above = sum(table["good_above"] == 0)
+    log.info("%s.csv and .png: %d of %d images score above all good ones", place, above, len(table))
 
 
-def strength(maps: np.ndarray) -> np.ndarray:
-    """Heat in [0, 1] of maps in standard deviations: it begins at 1 and is strongest from 5 on, in every folder."""
-    return ((maps - 1) / 4).clip(0, 1)
-
-
-def heated(photo: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def _heated(photo: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """A photograph (height, width, 3) uint8 with heat (rows, columns) in [0, 1] on it, stretched."""
     full = Image.fromarray(heat.astype(np.float32)).resize(photo.shape[1::-1], Image.Resampling.BILINEAR)
     heat = np.asarray(full)[..., None]

@@ -24,7 +24,9 @@ def merge(base: CommentedMap, own: CommentedMap, depth: int = 0) -> None:
 
 
 def resolved(name: str) -> CommentedMap:
-    own = YAML().load(FOLDER / f"{name}.yaml")
+    reader = YAML()
+    reader.preserve_quotes = True
+    own = reader.load(FOLDER / f"{name}.yaml")
     base = own.pop("extends", None)
     if base is None:
         return own

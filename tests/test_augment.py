@@ -43,16 +43,13 @@ def look(name: str, images: Tensor, config=CONFIG, seed: int = 0) -> tuple[Tenso
     return out, VIEWS[name](out, config, seeded(seed))
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (96, 40)])
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_view_changes_its_mask_only_and_every_image_in_its_own_place(name, shape):
-    if name.startswith("rotate") and shape[0] != shape[1]:
-        pytest.skip("rotations are of square images")
-    images = noise(32, *shape)
+def test_a_view_changes_its_mask_only_and_every_image_in_its_own_place(name):
+    images = noise(32, 48, 48)
     out, mask = look(name, images, seed=1)
     changed = (out != images).any(1)
     assert not (changed & ~mask).any() and out.min() >= 0 and out.max() <= 1
-    if name in ("normal", "rotate_90", "rotate_180", "rotate_270"):
+    if name == "normal" or name.startswith("rotate_"):
         turns = 0 if name == "normal" else int(name.removeprefix("rotate_")) // 90
         assert torch.equal(out, torch.rot90(images, turns, (2, 3)))
         return

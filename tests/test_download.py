@@ -1,8 +1,9 @@
-"""cplib.download and a server on 127.0.0.1: what is whole is taken; what is cut, wrong or unsafe is not."""
+"""Downloads from a server on 127.0.0.1: what is whole is taken; what is cut, wrong or unsafe is not."""
 
 import gzip
 import hashlib
 import io
+import os
 import shutil
 import tarfile
 import threading
@@ -10,25 +11,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from torchvision.datasets import MNIST
 
-from cplib import download as module
-from cplib.download import DownloadError, download
+from cplib import download, model
 
 ARCHIVE = "mvtec_anomaly_detection.tar.xz"
-BLOCK = 1 << 16  # what the download writes at a time: a cut loses the last block begun
 FILES = {f"c{n:02d}/train/good/000.png": np.random.default_rng(n).bytes(1 << 14) for n in range(15)}
 
 
-def pack(count: int = 15, **evil: object) -> bytes:
-    """A tar.xz of the first `count` files, and if wanted of an empty member "evil" with these attributes."""
-    buffer = io.BytesIO()
-    members = [(name, content, {"size": len(content)}) for name, content in FILES.items()][:count]
-    with tarfile.open(fileobj=buffer, mode="w:xz", preset=0) as tar:
-        for name, content, attributes in [*members, ("evil", b"", evil)] if evil else members:
-            member = tarfile.TarInfo(name)
-            for attribute, value in attributes.items():
-                setattr(member, attribute, value)
-            tar.addfile(member, io.BytesIO(content))
+def pack(*names: str) -> bytes:
+    """A tar.xz of files of these names."""
+    with tarfile.open(fileobj=(buffer := io.BytesIO()), mode="w:xz", preset=0) as tar:
+        for name in names:
+            (member := tarfile.TarInfo(name)).size = 1 << 14
+            tar.addfile(member, io.BytesIO(FILES.get(name, bytes(1 << 14))))
     return buffer.getvalue()
 
 
@@ -42,6 +38,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(404 if content is None else 416)
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         self.wfile.write(content[start:][: server.cuts.pop(0) if server.cuts else len(content)])
 
@@ -51,19 +48,19 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     """Serves `files` by name. Its `fetch` downloads MVTec AD from it into tmp_path and compares every byte."""
-    monkeypatch.setattr(module, "WAIT_S", 0.0)
-    monkeypatch.setattr(module, "DISK_BYTES", dict.fromkeys(module.LICENCES, 10**6))
+    monkeypatch.setattr(download, "WAIT_S", 0.0)
+    monkeypatch.setattr(download, "SETS", dict.fromkeys(download.SETS, (10**6, "")))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.url = f"http://127.0.0.1:{server.server_port}/"
-        server.files, server.knows_range = {ARCHIVE: pack()}, True
-        server.ranges = []  # the Range header of each request
-        server.cuts = []  # after how many bytes of each next answer it hangs up
+        server.files, server.knows_range = {ARCHIVE: pack(*FILES)}, True
+        server.ranges, server.cuts = [], []  # the Range of each request; after how many bytes it hangs up
 
         def fetch(url=server.url + ARCHIVE, **options):
-            folder = download("mvtec", tmp_path, url, hashlib.sha256(server.files[ARCHIVE]).hexdigest(), **options)
+            folder = download.download(
+                "mvtec", tmp_path, url, hashlib.sha256(server.files[ARCHIVE]).hexdigest(), **options
+            )
             assert {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.png")} == FILES
-            return folder
 
         server.fetch = fetch
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -71,78 +68,76 @@ def server(monkeypatch, tmp_path):
         server.shutdown()
 
 
-def names(folder) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 def test_a_data_set_is_downloaded_once(server, tmp_path):
-    folder = server.fetch(keep_archive=True)
-    assert folder == tmp_path / "mvtec" and names(tmp_path) == ["mvtec", ARCHIVE]
-    assert server.fetch() == folder
-    shutil.rmtree(folder)
+    (tmp_path / ".mvtec.partial/c99/train/good").mkdir(parents=True)  # what a killed run left is not taken
+    server.fetch(keep_archive=True)
+    assert sorted(os.listdir(tmp_path)) == ["mvtec", ARCHIVE]
+    shutil.rmtree(tmp_path / "mvtec/c03")
+    with pytest.raises(download.DownloadError, match="14 of 15"):
+        server.fetch()
+    shutil.rmtree(tmp_path / "mvtec")
     server.fetch()
-    assert names(tmp_path) == ["mvtec"] and len(server.ranges) == 1, "the server was asked for what was present"
+    server.fetch()
+    assert os.listdir(tmp_path) == ["mvtec"] and len(server.ranges) == 1, "the server was asked for what was present"
 
 
 @pytest.mark.parametrize("knows_range", [True, False])
 def test_cut_connections_are_resumed_to_the_same_bytes(server, tmp_path, monkeypatch, knows_range):
-    server.knows_range, server.cuts = knows_range, [BLOCK + 5_000, 0, BLOCK]
-    monkeypatch.setattr(module, "ATTEMPTS", 1)
-    with pytest.raises(DownloadError, match="again"):
+    server.knows_range, server.cuts = knows_range, [70_000, 0, 60_000]
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    with pytest.raises(download.DownloadError, match=r"exit code 18.*again"):
         server.fetch()
-    assert names(tmp_path) == [ARCHIVE + ".part"]
-    monkeypatch.setattr(module, "ATTEMPTS", 3)
+    assert os.listdir(tmp_path) == [f"{ARCHIVE}.part"]
+    monkeypatch.setattr(download, "ATTEMPTS", 4)
     server.fetch()
-    assert not knows_range or server.ranges == [None, *(f"bytes={n * BLOCK}-" for n in (1, 1, 2))]
+    assert not knows_range or server.ranges == [None, *(f"bytes={n}-" for n in (70_000, 70_000, 130_000))]
 
 
-def test_part_of_full_length_is_judged_by_its_checksum(server, tmp_path):
-    (tmp_path / (ARCHIVE + ".part")).write_bytes(pack()[:-1] + b"x")
-    with pytest.raises(DownloadError, match="SHA-256"):
-        server.fetch()
-    assert names(tmp_path) == []
-
-
-def test_wrong_addresses_are_named_and_tried_once_and_a_full_disk_is_seen_before(server, monkeypatch):
-    for url in (server.url + "moved", "no address"):
-        with pytest.raises(DownloadError, match=url):
+def test_what_cannot_be_fetched_is_named(server, tmp_path, monkeypatch):
+    for url, code in ((server.url + "moved", 22), ("no address", 3)):
+        with pytest.raises(download.DownloadError, match=f"{url}.*exit code {code}"):
             server.fetch(url)
-    monkeypatch.setattr(module, "DISK_BYTES", {"mvtec": 10**18})
-    with pytest.raises(DownloadError, match="GB"):
+    (tmp_path / f"{ARCHIVE}.part").write_bytes(pack(*FILES)[:-1] + b"x")  # of full length: judged by its checksum
+    with pytest.raises(download.DownloadError, match="SHA-256"):
         server.fetch()
-    assert len(server.ranges) == 1
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(download.DownloadError, match="curl is not installed"):
+        server.fetch()
+    monkeypatch.setattr(download, "SETS", {"mvtec": (10**18, "")})
+    with pytest.raises(download.DownloadError, match="GB"):
+        server.fetch()
+    assert server.ranges[0] is None and len(server.ranges) == 2 and os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "content",
-    [pack(name="c00/../../evil"), pack(type=tarfile.SYMTYPE, linkname="/"), pack()[:-5000], pack(14)],
-    ids=["outside", "link", "damaged", "incomplete"],
-)
+@pytest.mark.parametrize("content", [pack(*FILES, "c00/../../evil"), pack(*FILES)[:-5000], pack(*[*FILES][:14])])
 def test_hostile_damaged_and_incomplete_archives_leave_nothing(server, tmp_path, content):
     server.files[ARCHIVE] = content
-    with pytest.raises(DownloadError):
+    with pytest.raises(download.DownloadError):
         server.fetch()
-    assert names(tmp_path) == [ARCHIVE]
-
-
-def test_what_a_killed_run_left_is_not_taken_and_an_incomplete_folder_is_left_alone(server, tmp_path):
-    (tmp_path / ".mvtec.partial/c99/train/good").mkdir(parents=True)
-    server.fetch()
-    shutil.rmtree(tmp_path / "mvtec/c03")
-    with pytest.raises(DownloadError, match="14 of 15"):
-        server.fetch()
-    assert len(names(tmp_path / "mvtec")) == 14
+    assert os.listdir(tmp_path) == [ARCHIVE]
 
 
 def test_mnist_by_torchvision(server, tmp_path, monkeypatch):
-    from torchvision.datasets import MNIST
-
     monkeypatch.setattr(MNIST, "mirrors", [server.url])
-    with pytest.raises(DownloadError):
-        download("mnist", tmp_path)
-    assert names(tmp_path) == []
+    with pytest.raises(download.DownloadError):
+        download.download("mnist", tmp_path)
+    assert os.listdir(tmp_path) == []
     for name, _ in MNIST.resources:  # two black images, two zeros
         header, size = ("00000803000000020000001c0000001c", 2 * 784) if "images" in name else ("0000080100000002", 2)
         server.files[name] = gzip.compress(bytes.fromhex(header) + bytes(size))
     monkeypatch.setattr(MNIST, "resources", [(n, hashlib.md5(server.files[n]).hexdigest()) for n, _ in MNIST.resources])
-    assert len(MNIST(download("mnist", tmp_path))) == 2
+    assert len(MNIST(download.download("mnist", tmp_path))) == 2
+
+
+def test_weights_are_stored_where_the_network_looks_for_them(tmp_path, monkeypatch):
+    pytest.importorskip("timm")
+    create, name, path = model.create_backbone, "test_efficientnet", tmp_path / "w/tiny.safetensors"
+    monkeypatch.setattr(model, "create_backbone", lambda name, pretrained: create(name, pretrained=False))
+    assert (
+        download.weights(name, str(path)) == path
+        and download.weights(name, "pretrained") is None
+        and os.listdir(path.parent) == [path.name]
+    )
+    model.build_pretrained(name, str(path), 3, 0)
+    with pytest.raises(model.BackboneError, match="nothing"):
+        download.weights(name, "none")

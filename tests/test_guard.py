@@ -1,8 +1,5 @@
 """Stored numbers of tiny trainings, densities and maps: whoever changes what training or scoring computes raises
-`plan.RECIPE` and renews the numbers with `python tests/test_guard.py`.
-
-They were first computed by the code that preceded `cplib.runs`, whose results are still valid for that.
-"""
+`plan.RECIPE` and renews the numbers with `python tests/test_guard.py`."""
 
 import json
 import tempfile
@@ -17,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from cplib import gde, model, synthetic, train
-from cplib.augment.tasks import TASKS
 from cplib.config import load
 from cplib.localize import patch_maps, pixels
 from cplib.runs.plan import RECIPE, Training
@@ -54,14 +50,10 @@ def compute(folder: Path) -> dict[str, Any]:
         return Trained(training, folder / "study", str(folder / "cache"), CPU)._network
 
     out: dict[str, Any] = {}
-    for name, stem, crop in (
-        ("cutpaste_3way", "imagenet", 0),
-        ("rotation", "3x3_stride1", 0),
-        ("union", "imagenet", 0),
-        ("patch", "3x3_stride2", 16),
-    ):
-        config = BASE.replace(stem=stem)
-        net, history = trained(name if name in TASKS else "cutpaste_3way", [config], config, crop=crop)
+    stems = {"cutpaste_3way": "imagenet", "rotation": "3x3_stride1", "union": "imagenet", "patch": "3x3_stride2"}
+    for name, stem in stems.items():
+        config, is_patch = BASE.replace(stem=stem), name == "patch"
+        net, history = trained("cutpaste_3way" if is_patch else name, [config], config, crop=16 * is_patch)
         e = train.embed(net, x, config)["pool"].double()
         out[name] = {"loss": [row["loss"] for row in history], "accuracy": history[0]["accuracy"]}
         out[name] |= {"mean": float(e.mean()), "std": float(e.std())}
@@ -77,7 +69,6 @@ def compute(folder: Path) -> dict[str, Any]:
     out["density"] = {n: gde.density(n).fit(normal).score_samples(test).tolist() for n in gde.DENSITIES}
     out["held_out"] = gde.held_out_log_density("ledoit_wolf", normal)
 
-    config = BASE.replace(stem="3x3_stride2")
     maps = patch_maps.score_maps(patch, images(6, 32, 1), images(2, 32, 2), 16, 8, config)
     out["maps"] = {k: [float(v) for v in m.ravel()[[0, 4, 8, 13]]] for k, m in maps.items()}
     spread = pixels.to_pixels(maps["shared"], 16, 8)

@@ -1,7 +1,5 @@
 """AUC and other measures of runs, read from what they stored. In percent."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
@@ -24,74 +22,59 @@ def of_part(config: Config, part: str, density: str | None = None, metric: str =
     Returns:
         Columns method, category, variant, seed, feature, density, auc; what the metric is called, its column is auc.
     """
-    table = store.read(config, part)
-    table = table[table["metric"] == metric]
-    density = config.gde.density if density is None else density
-    table = table[table["density"] == density] if density else table
-    return table.assign(auc=100 * table["value"])[
-        ["method", "category", "variant", "seed", "feature", "density", "auc"]
-    ]
+    table, density = store.read(config, part), config.gde.density if density is None else density
+    table = table[(table["metric"] == metric) & ((table["density"] == density) | (density == ""))]
+    return table.assign(auc=100 * table["value"])[[*store.ID, "feature", "density", "auc"]]
 
 
 def detection(config: Config, density: str | None = None) -> pd.DataFrame:
     """Image AUC of the runs of Table 1 and of the ensemble: columns `AUCS`."""
     density = density or config.gde.density
-    found = of_part(config, "detection", density)[AUCS]
-    rows = ensemble(config, density)
+    found, rows = of_part(config, "detection", density)[AUCS], ensemble(config, density)
     return pd.concat([found, rows], ignore_index=True) if len(rows) else found
 
 
 def ensemble(config: Config, density: str) -> pd.DataFrame:
     """Image AUC of the ensemble of 3-way models over seeds (section 4.1): columns `AUCS`, a row per category.
 
-    The paper does not state how it combines scores. Here each model's scores are standardised by mean and std of
-    its scores of the training images, then averaged.
+    The paper does not state how it combines scores. Here each model's scores are standardised by mean and std of its
+    scores of the training images, then averaged.
     """
-    scores = store.read(config, "detection", "scores")
+    scores, metrics = store.read(config, "detection", "scores"), store.read(config, "detection")
     scores = scores[scores["method"] == THREE_WAY]
-    metrics = store.read(config, "detection")
     metrics = metrics[(metrics["method"] == THREE_WAY) & (metrics["density"] == density)]
     stats = metrics.pivot(index=["category", "seed"], columns="metric", values="value")
     # of the seeds that all categories have, as the averages are
-    common = scores.groupby("category")["seed"].nunique().min() if len(scores) else 0
-    rows = []
-    for category, part in scores.groupby("category", sort=False):
+    common, rows = scores.groupby("category")["seed"].nunique().min(), []
+    for category, part in scores[scores["seed"] < common].groupby("category", sort=False):
         standardised = []
-        for seed, test in part[part["seed"] < common].groupby("seed"):
+        for seed, test in part.groupby("seed"):
             mean, std = stats.loc[(category, seed), ["train_mean", "train_std"]]
             standardised.append((test[density].to_numpy() - mean) / max(std, 1e-12))
-            labels = test["label"]
-        if standardised and labels.nunique() == 2:
-            auc = 100 * float(roc_auc_score(labels, np.mean(standardised, axis=0)))
+        if test["label"].nunique() == 2:
+            auc = 100 * float(roc_auc_score(test["label"], np.mean(standardised, axis=0)))
             rows.append((ENSEMBLE, category, 0, auc))
     return pd.DataFrame(rows, columns=AUCS)
 
 
 def transfer(config: Config) -> pd.DataFrame:
     """Image AUC of Table 3: columns `AUCS`. Methods are named pool_pretrained, level7_finetuned and so on."""
-    table = of_part(config, "transfer")
-    table = table[table["variant"].isin(["0", str(config.transfer.updates)])]
-    table = table[table["seed"] < config.transfer.seeds]
+    table, section = of_part(config, "transfer"), config.transfer
+    table = table[table["variant"].isin(["0", str(section.updates)]) & (table["seed"] < section.seeds)]
     return table.assign(method=table["feature"] + "_" + table["method"])[AUCS]
 
 
 def localization_metrics(config: Config) -> pd.DataFrame:
-    """Metrics of all runs of localisation, in percent.
-
-    Returns:
-        Columns method (cutpaste_3way: the patch model; untrained; gradcam), category, patch_size in pixels (0 for
-        GradCAM), density (placement), seed, pixel_auc, aupro, image_auc.
-    """
-    table = store.read(config, "patches")
-    table = table[table["metric"].isin(["pixel_auc", "aupro", "auc"])]
-    local = config.localize
+    """Metrics of all runs of localisation: columns method (cutpaste_3way: the patch model; untrained; gradcam),
+    category, patch_size in pixels (0 for GradCAM), density (placement), seed, pixel_auc, aupro, image_auc."""
+    table, local, measures = store.read(config, "patches"), config.localize, ["pixel_auc", "aupro", "auc"]
     is_shown = (table["feature"] == local.cam_target) & (table["density"] == ("relu" if local.cam_relu else "raw"))
-    table = table[(table["method"] != GRADCAM) | is_shown]
+    table = table[table["metric"].isin(measures) & ((table["method"] != GRADCAM) | is_shown)]
     index = ["method", "category", "variant", "density", "seed"]
-    wide = table.pivot(index=index, columns="metric", values="value").reindex(columns=["pixel_auc", "aupro", "auc"])
-    wide = (100 * wide).reset_index().rename(columns={"auc": "image_auc", "variant": "patch_size"})
+    wide = 100 * table.pivot(index=index, columns="metric", values="value").reindex(columns=measures)
+    wide = wide.reset_index().rename(columns={"auc": "image_auc", "variant": "patch_size"}).rename_axis(columns=None)
     wide["patch_size"] = pd.to_numeric(wide["patch_size"].str.removesuffix("px")).fillna(0).astype(int)
-    return wide.rename_axis(columns=None)
+    return wide
 
 
 def localization(config: Config, metric: str = "pixel_auc") -> pd.DataFrame:
@@ -99,25 +82,19 @@ def localization(config: Config, metric: str = "pixel_auc") -> pd.DataFrame:
     table = localization_metrics(config)
     placement = table["category"].map(config.localize.placement)
     is_ours = (table["density"] == placement) & (table["patch_size"] == config.localize.patch_sizes[0])
-    rows = table[(table["method"] == GRADCAM) | is_ours]
-    return rows.assign(auc=rows[metric])[AUCS].dropna()
+    return table[(table["method"] == GRADCAM) | is_ours].rename(columns={metric: "auc"})[AUCS].dropna()
 
 
 def by_seed(scores: pd.DataFrame, density: str) -> pd.Series:
     """Image AUC by seed of rows of scores.csv; empty without normal and anomalous test images."""
-    if scores["label"].nunique() < 2:
-        return pd.Series(dtype=float, index=pd.Index([], name="seed"))
-    found = {seed: 100 * float(roc_auc_score(p["label"], p[density])) for seed, p in scores.groupby("seed")}
-    return pd.Series(found).rename_axis("seed")
+    seeds = scores.groupby("seed") if scores["label"].nunique() == 2 else ()
+    found = {seed: 100 * float(roc_auc_score(test["label"], test[density])) for seed, test in seeds}
+    return pd.Series(found, dtype=float).rename_axis("seed")
 
 
 def proxy_accuracy(config: Config, part: str = "detection") -> pd.DataFrame:
-    """How well methods solve their proxy tasks at the end of training, on augmented training images.
-
-    Returns:
-        Columns accuracy (mean over the last tenth of the updates, runs and seeds) and chance, in [0, 1]; a row per
-        trained method.
-    """
+    """How well methods solve their proxy tasks at the end of training, on augmented training images: a row per trained
+    method; accuracy (mean over the last tenth of the updates, runs and seeds) and chance, in [0, 1]."""
     table = store.read(config, part).query("metric == 'accuracy'")
     mean = table.groupby("method", sort=False)["value"].mean().rename("accuracy").to_frame()
     return mean.assign(chance=[1 / len(METHODS[m]) for m in mean.index])

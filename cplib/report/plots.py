@@ -27,10 +27,9 @@ BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E
 
 def use_style() -> None:
     """Set the look of all figures; call once at the top of a notebook."""
-    sns.set_theme("notebook", "ticks", font_scale=0.8)
     looks = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
     looks |= {"figure.dpi": 80, "savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True}
-    plt.rcParams.update(looks)
+    sns.set_theme("notebook", "ticks", font_scale=0.8, rc=looks)
 
 
 def save(figure: Figure, config: Config, name: str, dpi: int | None = None) -> Path:
@@ -47,17 +46,13 @@ def to_array(image: Tensor) -> np.ndarray:
 
 
 def image_grid(
-    rows: Sequence[Sequence[Tensor]],
-    row_labels: Sequence[str] = (),
-    titles: Sequence[Sequence[str]] = (),
-    masks: Sequence[Sequence[Tensor | None]] = (),
-    size: float = 1.15,
+    rows: Sequence, row_labels: Sequence[str] = (), titles: Sequence = (), masks: Sequence = (), size: float = 1.15
 ) -> Figure:
     """Images in rows, with labels, titles and outlines of masks.
 
     Args:
         rows: lists of images (3, height, width); they may differ in length.
-        titles, masks: as `rows`; a mask is (height, width) bool or None.
+        titles, masks: as `rows`, of texts and of masks (height, width) bool or None.
         size: width of an image in inches.
     """
     columns = max(map(len, rows))
@@ -68,40 +63,33 @@ def image_grid(
     spaces = {"left": label / width, "right": 1, "bottom": 0, "top": 1 - title / height}
     spaces |= {"wspace": gap / size, "hspace": (gap + title) / size}
     axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw=spaces)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
     for i, row in enumerate(rows):
-        for j, axis in enumerate(axes[i]):
-            axis.set(xticks=[], yticks=[])
-            axis.set_axis_off()
-            if j >= len(row):
-                continue
-            axis.imshow(to_array(row[j]), interpolation="nearest")
+        for j, (axis, image) in enumerate(zip(axes[i], row, strict=False)):
+            axis.imshow(to_array(image), interpolation="nearest")
             if titles:
                 axis.set_title(titles[i][j], fontsize=7, pad=2, y=1)
-            if masks and masks[i][j] is not None and masks[i][j].any():
-                axis.contour(_around(masks[i][j]), [0.5], colors=ORANGE, linewidths=0.9)
+            mask = masks[i][j] if masks else None
+            if mask is not None and mask.any():  # a little outside, so that what it encloses stays visible
+                margin = max(1, round(0.02 * mask.shape[0]))
+                outline = ndimage.binary_dilation(mask.cpu().numpy(), iterations=margin)
+                axis.contour(outline, [0.5], colors=ORANGE, linewidths=0.9)
         if row_labels:
-            axes[i][0].set_axis_on()
-            axes[i][0].spines[:].set_visible(False)
-            label = row_labels[i].replace("_", " ")
-            axes[i][0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+            name = row_labels[i].replace("_", " ")
+            axes[i][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     return figure
-
-
-def _around(mask: Tensor) -> np.ndarray:
-    """A mask (height, width) with a margin, whose outline leaves visible what it encloses, however thin."""
-    margin = max(1, round(0.02 * mask.shape[0]))
-    return ndimage.binary_dilation(mask.cpu().numpy(), iterations=margin).astype(float)
 
 
 def category_examples(images: Category, per_kind: int = 6) -> Figure:
     """Normal training images, then test images of each kind of defect, the masks outlined."""
     chosen = np.linspace(0, len(images.train) - 1, min(per_kind, len(images.train))).astype(int)
-    rows, labels = [[images.train[i] for i in chosen]], ["normal (train)"]
-    masks: list[list[Tensor | None]] = [[None] * len(chosen)]
+    rows, labels, masks = [images.train[chosen]], ["normal (train)"], [[None] * len(chosen)]
     for defect in sorted(set(images.defects) - {"good"}):
         found = [i for i, d in enumerate(images.defects) if d == defect][:per_kind]
-        rows.append([images.test[i] for i in found])
-        masks.append([None if images.masks is None else images.masks[i] for i in found])
+        rows.append(images.test[found])
+        masks.append([None] * len(found) if images.masks is None else images.masks[found])
         labels.append(defect)
     return image_grid(rows, labels, masks=masks)
 
@@ -109,17 +97,15 @@ def category_examples(images: Category, per_kind: int = 6) -> Figure:
 def auc_by_method(table: pd.DataFrame, methods: Sequence[str], ylabel: str = "image AUC (%)") -> Figure:
     """AUC of each method, a panel per category or average: ours with standard error (open: one seed, which
     tells none), the paper's value, and the untrained control as a line."""
-    groups = list(dict.fromkeys(table["group"]))
-    trained = [m for m in methods if m != "untrained"]
+    groups, trained = list(dict.fromkeys(table["group"])), [m for m in methods if m != "untrained"]
     figure, axes = plt.subplots(1, len(groups), figsize=(1.2 + 1.75 * len(groups), 3.2), sharey=True, squeeze=False)
     for axis, group in zip(axes[0], groups, strict=True):
         part = table[table["group"] == group].set_index("method").reindex(methods)
-        x = np.arange(len(trained))
-        ours = part.loc[trained]
+        ours, x = part.loc[trained], np.arange(len(trained))
         axis.errorbar(x, ours["mean"], ours["stderr"], fmt="o", color=BLUE, capsize=2, label="ours")
-        alone = ours["stderr"].isna().to_numpy()
-        if alone.any():
-            axis.plot(x[alone], ours["mean"][alone], "o", color=BLUE, mfc="white", zorder=5, label="one seed")
+        alone = ours["mean"].where(ours["stderr"].isna())
+        if alone.notna().any():
+            axis.plot(x, alone, "o", color=BLUE, mfc="white", zorder=5, label="one seed")
         axis.plot(x, ours["paper"], "x", color=RED, label="paper")
         if "untrained" in part.index:
             axis.axhline(part.loc["untrained", "mean"], color=GREY, ls="--", lw=1, label="untrained")
@@ -136,7 +122,7 @@ def auc_by_method(table: pd.DataFrame, methods: Sequence[str], ylabel: str = "im
 
 def notice(text: str) -> Figure:
     """A figure that only says why there is nothing to draw."""
-    figure = plt.figure(figsize=(4, 0.8))
-    figure.add_axes([0, 0, 1, 1]).set_axis_off()
-    figure.text(0.5, 0.5, text, ha="center", va="center", color=GREY)
+    figure, axis = plt.subplots(figsize=(4, 0.8))  # without axes a notebook would show nothing
+    axis.set_axis_off()
+    axis.text(0.5, 0.5, text, ha="center", va="center", color=GREY)
     return figure

@@ -1,17 +1,9 @@
 """Whether one method beats another: differences of means, their spread over seeds, and a verdict."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from scipy import stats
-
-
-def standard_error(values: pd.Series) -> float:
-    """Standard error of the mean; not a number for fewer than two values."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
 def spread(sides: Sequence[tuple[float, int]]) -> dict[str, float]:
@@ -23,15 +15,10 @@ def spread(sides: Sequence[tuple[float, int]]) -> dict[str, float]:
     """
     variances = np.square([error for error, _ in sides])
     stderr = float(np.sqrt(variances.sum())) if sides else np.nan
-    if np.isnan(stderr) or not stderr:
+    if not stderr > 0:
         return {"stderr": stderr, "margin": stderr}
     degrees = variances.sum() ** 2 / np.sum(variances**2 / [n - 1 for _, n in sides])
     return {"stderr": stderr, "margin": float(stats.t.ppf(0.975, degrees)) * stderr}
-
-
-def margin_of(values: pd.Series) -> float:
-    """Half the 95 % confidence interval of the mean of values."""
-    return spread([(standard_error(values), len(values))])["margin"]
 
 
 def verdict(difference: float, margin: float) -> str:

@@ -123,15 +123,14 @@ def plan(config: Config, parts: Iterable[str] = ()) -> list[Run]:
 
 def _run(config: Config, part: str, name: tuple, scorer: str = "density", scoring: Any = None, **changes: Any) -> Run:
     """A run by its part and id. But for some changes it is trained as the sections data, augment and train say."""
-    method, category, variant, seed = name
+    method, category, _, seed = name
     own = {"category": category, "seed": seed, "task": method, "source": config.data.root, "augment": config.augment}
     own |= {"image_size": config.data.image_size, "settings": config.train} | changes
     task, settings = own["task"], own["settings"]
     if task not in METHODS:
         raise ConfigError(f"method {task!r}: unknown; known: {', '.join(METHODS)}")
     own.setdefault("phases", (settings,) if task != UNTRAINED and settings.updates else ())
-    scoring = scoring or {"densities": list(config.gde.densities)}
-    return Run(part, method, category, variant, seed, Training(**own), scorer, scoring)
+    return Run(part, *name, Training(**own), scorer, scoring or {"densities": list(config.gde.densities)})
 
 
 def _detection(config: Config) -> Iterator[Run]:
@@ -184,8 +183,7 @@ def _curve(config: Config) -> Iterator[Run]:
 def sensitivity_values(config: Config) -> Iterator[tuple[str, Any, Config, bool]]:
     """Factor, value, the parameters with it, and whether it is the default, of all factors of `sensitivity`. A
     ConfigError names a list that lacks the default, or a value that no run can use."""
-    size = config.sensitivity.image_size or config.data.image_size
-    base = config.replace(data=config.data.replace(image_size=size))
+    base = config.replace(data=config.data.replace(image_size=config.sensitivity.image_size or config.data.image_size))
     for factor, change in FACTORS.items():
         found = []
         for value in getattr(config.sensitivity, factor):
@@ -209,11 +207,12 @@ def _sensitivity(config: Config) -> Iterator[Run]:
             yield _run(changed, "sensitivity", (section.method, category, f"{factor}={value}", seed))
 
 
-def _with_control(config: Config, methods: Iterable[str], n_seeds: int) -> Iterator[tuple[str, str, str, int]]:
-    """Ids of runs of table 1 that another part scores too: of some methods and of the control, as far as they exist."""
+def _of_detection(config: Config, part: str, methods: Iterable[str], n_seeds: int, scoring: dict) -> Iterator[Run]:
+    """Trainings of the part detection, scored in another way: of some methods and of the control, if it has them."""
     chosen = [m for m in dict.fromkeys([*methods, UNTRAINED]) if m in config.methods]
     for category, method in product(config.categories, chosen):
-        yield from ((method, category, "", seed) for seed in range(min(config.n_seeds(method, category), n_seeds)))
+        for seed in range(min(config.n_seeds(method, category), n_seeds)):
+            yield _run(config, part, (method, category, "", seed), part, scoring)
 
 
 def _synthetic(config: Config) -> Iterator[Run]:
@@ -221,14 +220,12 @@ def _synthetic(config: Config) -> Iterator[Run]:
     scoring = section.model_dump(include={"per_image", "seed"})
     scoring |= {"density": config.gde.density, "area_ratio": config.augment.area_ratio}
     scoring |= {"digits_path": section.digits, "natural_images_path": section.natural_images}
-    for name in _with_control(config, section.methods, section.seeds):
-        yield _run(config, "synthetic", name, "synthetic", scoring)
+    return _of_detection(config, "synthetic", section.methods, section.seeds, scoring)
 
 
 def _representation(config: Config) -> Iterator[Run]:
     scoring = config.tsne.model_dump(exclude={"method"}) | {"augment": config.augment.model_dump()}
-    for name in _with_control(config, [config.tsne.method], 1):
-        yield _run(config, "representation", name, "representation", scoring)
+    return _of_detection(config, "representation", [config.tsne.method], 1, scoring)
 
 
 def _one_class(config: Config) -> Iterator[Run]:

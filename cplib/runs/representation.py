@@ -1,9 +1,7 @@
 """Representations of normal, anomalous and augmented images: how far they lie apart, and t-SNE (figure 3)."""
 
-from __future__ import annotations
-
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,14 +11,12 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 
 from cplib import gde
 from cplib.augment import views
+from cplib.runs.plan import Run
 from cplib.runs.store import Result
+from cplib.runs.trained import Trained
 
-if TYPE_CHECKING:
-    from cplib.runs.plan import Run
-    from cplib.runs.trained import Trained
-
-GROUPS = ("normal", "anomalous", "cutpaste", "cutpaste_scar")
-AUGMENTED = GROUPS[2:]
+AUGMENTED = ("cutpaste", "cutpaste_scar")
+GROUPS = ("normal", "anomalous", *AUGMENTED)
 TRAINING = "training"  # the images that the augmented ones are made of, as they are
 LEAST = 10  # images of a group, for an AUC
 
@@ -38,15 +34,14 @@ def score(run: Run, trained: Trained) -> Result:
 def groups(trained: Trained, scoring: dict[str, Any]) -> dict[str, np.ndarray]:
     """Embeddings (n, 512) of `GROUPS` and of `TRAINING`.
 
-    `normal` and `anomalous` are test images. The augmented ones are normal training images, at most
-    `tsne.per_group`. Row k of both kinds, and of `TRAINING`, is made of the same image.
+    `normal` and `anomalous` are test images. The augmented ones are normal training images, at most `tsne.per_group`.
+    Row k of both kinds, and of `TRAINING`, is made of the same image.
     """
     images, seed = trained.images, scoring["seed"]
     test, labels = trained.embed(images.test), images.labels.numpy()
-    found = {"normal": test[~labels], "anomalous": test[labels]}
     order = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(seed))
     source = images.train[order[: scoring["per_group"]]]
-    found[TRAINING] = trained.embed(source)
+    found = {"normal": test[~labels], "anomalous": test[labels], TRAINING: trained.embed(source)}
     for k, view in enumerate(AUGMENTED):
         x = source.float() / 255  # as they are, without the input's translation and jitter
         views.VIEWS[view](x, trained.training.augment, torch.Generator().manual_seed(seed + k))
@@ -65,12 +60,12 @@ def separability(found: dict[str, np.ndarray]) -> list[tuple[str, str, float]]:
         Rows of both names and their AUC in [0, 1] (0.5: not at all); NaN with fewer than `LEAST` images.
     """
     rows, discriminant = [], LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
     for first, second in (*combinations(GROUPS, 2), ("normal", TRAINING)):
         a, b = (gde.normalized(found[name]) for name in (first, second))
-        x, y = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
-        offset = 0 if {first, second} == set(AUGMENTED) else len(a)  # augmented ones are made of the same images
+        x, y, auc = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)]), np.nan
+        offset = 0 if (first, second) == AUGMENTED else len(a)  # augmented ones are made of the same images
         sources = np.concatenate([np.arange(len(a)), np.arange(len(b)) + offset])
-        folds, auc = StratifiedGroupKFold(5, shuffle=True, random_state=0), np.nan
         if min(len(a), len(b)) >= LEAST:
             auc = cross_val_score(discriminant, x, y, groups=sources, cv=folds, scoring="roc_auc").mean()
         rows.append((first, second, float(auc)))
@@ -82,8 +77,7 @@ def tsne(found: dict[str, np.ndarray], perplexity: float, seed: int) -> dict[str
     from openTSNE import TSNE
 
     parts = [gde.normalized(found[name]) for name in GROUPS]
-    x = np.concatenate(parts)
+    x, ends = np.concatenate(parts), np.cumsum([len(p) for p in parts])[:-1]
     perplexity = min(perplexity, (len(x) - 1) / 3)
     fitted = TSNE(perplexity=perplexity, random_state=seed, n_jobs=1, negative_gradient_method="bh").fit(x)
-    ends = np.cumsum([len(p) for p in parts])[:-1]
     return dict(zip(GROUPS, np.split(np.asarray(fitted), ends), strict=True))

@@ -1,12 +1,11 @@
 """Do runs: train what is not trained, embed, score, and keep the results. It can be stopped at any moment."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import joblib
@@ -25,7 +24,6 @@ log = logging.getLogger(__name__)
 # What a run may raise; it says itself what is wrong
 ERRORS = (ConfigError, data.DataError, gde.DensityError, model.BackboneError, train.TrainingError, OSError)
 _PACKAGES = {"gradcam": "captum", "representation": "openTSNE"}  # optional ones
-Done = list[tuple[Run, Result | Exception]]
 
 
 class RunsFailedError(RuntimeError):
@@ -57,19 +55,18 @@ def run_all(
     for run in todo:
         first = replace(run.training, phases=run.training.phases[:1])  # a head is shared by all lengths
         groups.setdefault(digest(first.identity()), []).append(run)
-    costs = {key: sum({r.training: r.training.cost() for r in group}.values()) for key, group in groups.items()}
     jobs = jobs or (joblib.cpu_count() if device.type == "cpu" else 1)
-    work = [joblib.delayed(_do)(key, group, study, config.data.cache, device) for key, group in groups.items()]
-    count, cost, failures = 0, 0.0, []
-    for key, done in joblib.Parallel(min(jobs, len(work)) or 1, return_as="generator_unordered")(work):
+    work = [joblib.delayed(_do)(group, study, config.data.cache, device) for group in groups.values()]
+    total, cost, count, failures = sum(t.cost() for t in {run.training for run in todo}), 0.0, 0, []
+    for done in joblib.Parallel(min(jobs, len(work)) or 1, return_as="generator_unordered")(work):
         for part in dict.fromkeys(run.part for run, _ in done):
             store.write(study, part, [(r, found) for r, found in done if r.part == part and isinstance(found, Result)])
         for run, found in done:
             count += 1
             log.info("[%d/%d] %s: %s", count, len(todo), run, found)
             failures += [f"{run}: {found}"] if isinstance(found, Exception) else []
-        cost, passed = cost + costs[key], time.monotonic() - started
-        left = f", about {passed * (sum(costs.values()) / cost - 1) / 60:.0f} min left" if cost else ""
+        cost, passed = cost + sum(t.cost() for t in {run.training for run, _ in done}), time.monotonic() - started
+        left = f", about {passed * (total / cost - 1) / 60:.0f} min left" if cost else ""
         log.info("%d of %d runs done after %d min %02d s%s", count, len(todo), *divmod(int(passed), 60), left)
     store.write_summary(config)
     if failures:
@@ -80,51 +77,44 @@ def _todo(config: Config, runs: Sequence[Run], arrays: bool, device: torch.devic
     """Runs whose results are missing or stale. What would stop one after hours shows here."""
     study = store.study_folder(config)
     stored = {part: store.stored_keys(study, part) for part in {run.part for run in runs}}
-    todo, valid = [], 0
-    absent: dict[str, list[Run]] = {}
+    todo, absent = [], {}
     for run in runs:
-        trained = Trained(run.training, study, config.data.cache, device)
+        trained, found = Trained(run.training, study, config.data.cache, device), stored[run.part].get(run.id, ("",))
         for name in run.scoring.get("densities", []) if run.scorer == "density" else []:
             gde.density(name)
         try:
             package = _PACKAGES.get(run.scorer) or ("timm" if run.part == "transfer" else "torch")
             if importlib.util.find_spec(package) is None:
                 raise model.WeightsMissingError(f"package {package} is missing: pip install {package}")
-            key = (run.key, trained.data)
+            is_valid = found == (run.key, trained.data)
         except model.WeightsMissingError as error:  # what needs them is left out, and all else is done
-            if stored[run.part].get(run.id, ("",))[0] != run.key:
+            if found[0] != run.key:
                 absent.setdefault(str(error), []).append(run)
             continue
         if run.scorer in ("maps", "gradcam"):
             trained.masks(run)
-        if stored[run.part].get(run.id) != key or (arrays and not all(p.exists() for p in trained.files(run))):
+        if not is_valid or (arrays and not all(p.exists() for p in trained.files(run))):
             todo.append(run)
-        else:
-            valid += 1
-    if valid:
-        log.info("%d of %d runs have valid results", valid, len(runs))
+    log.info("%d of %d runs have valid results", len(runs) - len(todo) - sum(map(len, absent.values())), len(runs))
     for reason, left_out in absent.items():
         log.warning("%d runs left out, such as %s: %s", len(left_out), left_out[0], reason)
     return todo
 
 
-def _do(key: str, group: list[Run], study: Path, cache: str, device: torch.device) -> tuple[str, Done]:
+def _do(group: list[Run], study: Path, cache: str, device: torch.device) -> list[tuple[Run, Result | Exception]]:
     """All runs of one training, and of others that share its first phase."""
-    done: Done = []
-    trained = None
-    for run in group:
-        started = time.perf_counter()
-        if trained is None or trained.training != run.training:
-            trained = Trained(run.training, study, cache, device)
-        trained.keep_weights |= run.part in ("detection", "patches")
-        try:
-            result = SCORERS[run.scorer](run, trained)
-        except ERRORS as error:
-            done.append((run, error))
-            continue
-        result.data = trained.data
-        precision = train.resolved_precision(device, run.training.settings.precision)
-        result.machine = {"seconds": round(time.perf_counter() - started, 1), "precision": precision}
-        result.machine |= machine.facts(device)
-        done.append((run, result))
-    return key, done
+    done = []
+    for training, runs in groupby(group, lambda run: run.training):
+        trained = Trained(training, study, cache, device)
+        for run in runs:
+            started = time.perf_counter()
+            trained.keep_weights |= run.part in ("detection", "patches")
+            try:
+                found = SCORERS[run.scorer](run, trained)
+                found.data, precision = trained.data, train.resolved_precision(device, training.settings.precision)
+                found.machine = {"seconds": round(time.perf_counter() - started, 1), "precision": precision}
+                found.machine |= machine.facts(device)
+            except ERRORS as error:
+                found = error
+            done.append((run, found))
+    return done

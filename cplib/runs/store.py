@@ -11,11 +11,9 @@ runs are done, while the digest of the images is theirs. Files are replaced as a
 several processes may write.
 """
 
-from __future__ import annotations
-
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,39 +31,28 @@ COLUMNS = {
     "history": [*ID, "phase", "update", "learning_rate", "loss", "accuracy"],
     "machine": [*ID, "seconds", "device", "precision", "torch", "commit", "peak_memory_mib"],
 }
+_TEXT = {*ID[:3], "feature", "density", "metric", "key", "data", "image", "defect", "phase"}
 # Significant digits. Log-densities are large and differ little: with 6, ties moved the AUC by up to 0.03.
 # More than 9 depend on the number of threads
 _DIGITS = 9
 
 
-_TEXT = {*ID[:3], "feature", "density", "metric", "key", "data", "image", "defect", "phase"}
-
-
 @dataclass
 class Result:
-    """What a run found.
+    """What a run found, without the columns `ID` of the run."""
 
-    Attributes:
-        metrics: rows of feature, density, metric and value. AUC and shares are in [0, 1].
-        scores: rows as in scores.csv, without the id of the run.
-        history: rows as in history.csv, without the id.
-        machine: facts as in machine.csv, without the id.
-        data: digest of the images, and of pretrained weights.
-    """
-
-    metrics: list[tuple[str, str, str, float]]
-    scores: list[pd.DataFrame] = field(default_factory=list)
-    history: list[Mapping[str, Any]] = field(default_factory=list)
-    machine: dict[str, Any] = field(default_factory=dict)
-    data: str = ""
+    metrics: list[tuple[str, str, str, float]]  # feature, density, metric, value; AUC and shares are in [0, 1]
+    scores: list[pd.DataFrame] = field(default_factory=list)  # rows as in scores.csv
+    history: list[Mapping[str, Any]] = field(default_factory=list)  # rows as in history.csv
+    machine: dict[str, Any] = field(default_factory=dict)  # facts as in machine.csv
+    data: str = ""  # digest of the images, and of pretrained weights
 
     def __str__(self) -> str:
-        found = [m for m in self.metrics if m[2] in ("auc", "pixel_auc") and pd.notna(m[3])]
-        if not found:
-            return "no labelled test set"
-        feature, density, metric, value = found[0]
-        names = ", ".join(n for n in (feature, density) if n)
-        return f"{metric.replace('_', ' ')} {100 * value:.1f} ({names}), {self.machine.get('seconds', 0):.0f} s"
+        for feature, density, metric, value in self.metrics:
+            if metric in ("auc", "pixel_auc") and pd.notna(value):
+                names = ", ".join(n for n in (feature, density) if n)
+                return f"{metric.replace('_', ' ')} {100 * value:.1f} ({names}), {self.machine.get('seconds', 0):.0f} s"
+        return "no labelled test set"
 
 
 def study_folder(config: Config) -> Path:
@@ -86,71 +73,52 @@ def write(study: Path, part: str, results: Iterable[tuple[Run, Result]]) -> None
 
     Called without results it makes the files, so that a part that could not run has some too.
     """
-    folder = study / "runs" / part
+    folder, ids = study / "runs" / part, set()
     folder.mkdir(parents=True, exist_ok=True)
     new: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}
-    ids = set()
     for run, result in results:
         ids.add(run.id)
-        metrics = pd.DataFrame(result.metrics, columns=COLUMNS["metrics"][4:8])
-        tables = {
-            "metrics": [metrics.assign(key=run.key, data=result.data)],
-            "scores": result.scores,
-            "history": [pd.DataFrame(result.history)] if result.history else [],
-            "machine": [pd.DataFrame([result.machine])] if result.machine else [],
-        }
-        for name, found in tables.items():
+        metrics = pd.DataFrame(result.metrics, columns=COLUMNS["metrics"][4:8]).assign(key=run.key, data=result.data)
+        machine = pd.DataFrame([result.machine] if result.machine else [])
+        tables = ([metrics], result.scores, [pd.DataFrame(result.history)], [machine])
+        for name, found in zip(COLUMNS, tables, strict=True):
             new[name] += [t.assign(**dict(zip(ID, run.id, strict=True))) for t in found]
     with FileLock(folder / ".lock"):
         # metrics.csv, whose keys say what is valid, comes last: a process that is stopped in between leaves runs to do
         for name, columns in reversed(COLUMNS.items()):
-            old = _load(folder / f"{name}.csv", columns)
+            old = _load(folder, name)
             kept = old[[i not in ids for i in _ids(old)]] if ids else old
             table = pd.concat([t for t in (kept, *new[name]) if len(t)] or [old])
             # in one order, whatever order runs end in
             table = table[[*columns, *(c for c in table if c not in columns)]].sort_values(ID, kind="stable")
-            text = table.to_csv(index=False, float_format=f"%.{_DIGITS}g")
-            replace_bytes(folder / f"{name}.csv", text.encode())
+            replace_bytes(folder / f"{name}.csv", table.to_csv(index=False, float_format=f"%.{_DIGITS}g").encode())
 
 
 def read(config: Config, part: str, kind: str = "metrics") -> pd.DataFrame:
-    """Valid results of a part, in the order of the plan.
-
-    Args:
-        kind: "metrics", "scores", "history" or "machine".
-
-    Returns:
-        The columns of the file of that kind.
-    """
-    table = _load(study_folder(config) / "runs" / part / f"{kind}.csv", COLUMNS[kind])
+    """Valid results of a part, in the order of the plan: the columns of the file of that kind, one of `COLUMNS`."""
+    table, left = _load(study_folder(config) / "runs" / part, kind), {run.id for run in missing(config, part)}
     table = table.dropna(subset=["value"]) if kind == "metrics" else table
-    valid = _valid(config, part)
-    place = pd.Series([valid.get(i, -1) for i in _ids(table)], table.index, dtype=int)
-    return table.loc[place[place >= 0].sort_values(kind="stable").index]
+    places = {run.id: n for n, run in enumerate(plan(config, [part])) if run.id not in left}
+    places = pd.Series([places.get(i, -1) for i in _ids(table)], table.index, dtype=int)
+    return table.loc[places[places >= 0].sort_values(kind="stable").index]
 
 
 def missing(config: Config, part: str) -> list[Run]:
     """Runs of a part without valid results."""
-    valid = _valid(config, part)
-    return [run for run in plan(config, [part]) if run.id not in valid]
+    keys = stored_keys(study_folder(config), part)
+    return [run for run in plan(config, [part]) if keys.get(run.id, ("",))[0] != run.key]
 
 
 def stored_keys(study: Path, part: str) -> dict[tuple, tuple[str, str]]:
     """Key of parameters and digest of images of each stored run, by the run's id."""
-    table = _load(study / "runs" / part / "metrics.csv", COLUMNS["metrics"]).drop_duplicates(ID)
+    table = _load(study / "runs" / part, "metrics").drop_duplicates(ID)
     return dict(zip(_ids(table), zip(table["key"], table["data"], strict=True), strict=True))
 
 
-def _valid(config: Config, part: str) -> dict[tuple, int]:
-    """Ids of runs with valid results, and their places in the plan."""
-    keys = stored_keys(study_folder(config), part)
-    return {run.id: n for n, run in enumerate(plan(config, [part])) if keys.get(run.id, ("",))[0] == run.key}
-
-
-def _load(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def _load(folder: Path, kind: str) -> pd.DataFrame:
+    path, text = folder / f"{kind}.csv", [c for c in COLUMNS[kind] if c in _TEXT]
     if not path.exists():
-        return pd.DataFrame(columns=list(columns))
-    text = [c for c in columns if c in _TEXT]
+        return pd.DataFrame(columns=COLUMNS[kind])
     # an empty cell is nothing; a category called NA is a category
     table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=[""])
     return table.fillna(dict.fromkeys(text, ""))
@@ -162,8 +130,7 @@ def _ids(table: pd.DataFrame) -> list[tuple]:
 
 def write_summary(config: Config) -> None:
     """Write results/<study>/auc.json, the mean AUC of each run of Table 1, for `dvc exp show`."""
-    table = read(config, "detection")
-    table = table[(table["metric"] == "auc") & (table["density"] == config.gde.density)]
+    table = read(config, "detection").query("metric == 'auc' and density == @config.gde.density")
     means = table.pivot_table(index="method", columns="category", values="value").round(6)
     summary = {method: row.dropna().to_dict() for method, row in means.iterrows()}
     replace_bytes(study_folder(config) / "auc.json", (json.dumps(summary, indent=1) + "\n").encode())

@@ -1,10 +1,8 @@
 """A training with what it leaves: images, network, embeddings, maps; each made when first asked for."""
 
-from __future__ import annotations
-
+import io
 import json
 import logging
-import os
 import zipfile
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -16,7 +14,8 @@ import numpy as np
 import torch
 
 from cplib import classes, data, model, train
-from cplib.runs.plan import GRADCAM, RESNET18, Run, Training, digest
+from cplib.runs.plan import RESNET18, Run, Training, digest
+from cplib.runs.store import replace_bytes
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +24,11 @@ _SECOND_PHASE = 2**11  # the second phase draws from another stream of updates t
 
 
 class Trained:
-    """A training, its images, and the network and embeddings that it leaves, made when first asked for.
+    """A training, its images, and the network and embeddings that it leaves, made when first asked for."""
 
-    Attributes:
-        keep_weights: whether a network trained now is kept on disk.
-    """
-
-    def __init__(self, training: Training, study: Path, cache: str, device: torch.device) -> None:
+    def __init__(self, training: Training, study: Path, cache: str, device: torch.device, keep: bool = False) -> None:
         self.training, self.study, self.cache, self.device = training, study, cache, device
-        self.keep_weights = False
+        self.keep_weights = keep  # whether a network trained now is kept on disk
 
     @property
     def images(self) -> data.Category:
@@ -68,36 +63,30 @@ class Trained:
         names = ("stride", "densities", "density")  # kernel and border come after
         return self.folder / f"{run.scorer}-{digest({k: run.scoring.get(k) for k in names})[:8]}.npz"
 
-    def start(self) -> model.ProxyClassifier:
-        """The network as training starts from it."""
-        t, settings = self.training, self.training.settings
-        n_classes, head_layers = len(t.views), settings.head_layers
-        if t.backbone == RESNET18:
-            net = model.build(n_classes, t.seed, head_layers, settings.normalize, settings.stem)
-        else:
-            net = model.build_pretrained(t.backbone, t.weights, n_classes, t.seed, head_layers)
-        net = net.to(self.device)
-        return (net.to(memory_format=torch.channels_last) if settings.channels_last else net).eval()
-
     @cached_property
     def _network(self) -> tuple[model.ProxyClassifier, History]:
-        phases, path = self.training.phases, self.folder / "weights.npz"
-        net, history = self.start(), []
+        t, phases, is_pretrained = self.training, self.training.phases, self.training.backbone != RESNET18
+        head = (len(t.views), t.seed, t.settings.head_layers)
+        if is_pretrained:
+            net = model.build_pretrained(t.backbone, t.weights, *head)
+        else:
+            net = model.build(*head, t.settings.normalize, t.settings.stem)
+        layout = torch.channels_last if t.settings.channels_last else torch.contiguous_format
+        net = net.to(self.device, memory_format=layout).eval()
         if not phases:
-            return net, history
+            return net, []
+        path, checkpoint = self.folder / "weights.npz", self.folder / "checkpoint"
         if found := load_arrays(path):
             history = json.loads(str(found.pop("history")))
             net.load_state_dict({name: torch.from_numpy(value) for name, value in found.items()})
             return net, history
+        history = []
         if len(phases) > 1:
-            first = Trained(replace(self.training, phases=phases[:-1]), self.study, self.cache, self.device)
-            first.keep_weights = True
-            net, history = first._network
-        is_pretrained = self.training.backbone != RESNET18
+            first = replace(t, phases=phases[:-1])
+            net, history = Trained(first, self.study, self.cache, self.device, keep=True)._network
         net.learn(encoder=not is_pretrained or len(phases) > 1)
-        checkpoint, seed = self.folder / "checkpoint", self.training.seed + _SECOND_PHASE * (len(phases) - 1)
-        log.info("training %s on %s, seed %d, %s", self.training.task, self.images.name, seed, self.device)
-        images, t = self.images.train.to(self.device), self.training
+        seed, images = t.seed + _SECOND_PHASE * (len(phases) - 1), self.images.train.to(self.device)
+        log.info("training %s on %s, seed %d, %s", t.task, self.images.name, seed, self.device)
         rows = train.fit(net, images, t.views, t.augment, phases[-1], seed, t.crop, checkpoint, self.key)
         phase = "head" if is_pretrained and len(phases) == 1 else "all"
         history = [*history, *({"phase": phase, **row} for row in rows)]
@@ -114,51 +103,42 @@ class Trained:
 
     def embed(self, images: torch.Tensor) -> np.ndarray:
         """Pooled embeddings (n, d) float32 of images (n, 3, size, size) uint8."""
-        found = train.embed(self.network, images.to(self.device), self.training.settings)
-        return found[model.POOL].numpy()
+        return train.embed(self.network, images.to(self.device), self.training.settings)[model.POOL].numpy()
 
     @cached_property
     def embeddings(self) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], History]:
         """By level, embeddings of the training and of the test images, float16; and the history of training."""
         path = self.folder / "embeddings.npz"
-        if found := load_arrays(path):
-            history = json.loads(str(found.pop("history")))
-        else:
+        if not (found := load_arrays(path)):
             net, history = self._network
-            found = {}
+            found = {"history": json.dumps(history)}
             for split in ("train", "test"):
                 images = getattr(self.images, split).to(self.device)
                 for level, values in train.embed(net, images, self.training.settings).items():
                     if not torch.isfinite(values.half()).all():
                         raise train.TrainingError(f"{level} of {split} images is not finite in float16")
                     found[f"{split} {level}"] = values.half().numpy()
-            save_arrays(path, history=json.dumps(history), **found)
+            save_arrays(path, **found)
             (self.folder / "checkpoint").unlink(missing_ok=True)
         levels = [name.removeprefix("train ") for name in found if name.startswith("train ")]
-        return {k: (found[f"train {k}"], found[f"test {k}"]) for k in levels}, history
+        return {k: (found[f"train {k}"], found[f"test {k}"]) for k in levels}, json.loads(str(found["history"]))
 
     def masks(self, run: Run) -> np.ndarray:
-        """Masks (m, size, size) bool of the test images, at the size of the patch model.
-
-        Raises:
-            DataError: the category has none.
-        """
-        size = run.scoring["image_size"] if run.method == GRADCAM else run.training.image_size
-        images = load_images(run.training, size, self.cache)
+        """Masks (m, size, size) bool of the test images, at the size of the patch model; DataError without any."""
+        images = load_images(run.training, run.scoring.get("image_size", run.training.image_size), self.cache)
         if images.masks is None or not images.masks.any():
-            raise data.DataError(
-                f"{data.find(run.training.source) / images.name / 'ground_truth'}: no masks; leave {images.name} "
-                "out of localize.categories (maps need none: python -m cplib detect --method patch_model)"
-            )
+            folder = data.find(run.training.source) / images.name / "ground_truth"
+            advice = "(maps need none: python -m cplib detect --method patch_model)"
+            raise data.DataError(f"{folder}: no masks; leave {images.name} out of localize.categories {advice}")
         return images.masks.numpy()
 
 
 @lru_cache(maxsize=8)
 def _images(source: str, category: str, size: int, limits: tuple[int, int] | None, cache: str) -> data.Category:
-    if limits is not None:
-        images = classes.load_classes(source, category, size, *limits)
-    else:
+    if limits is None:
         images = data.load_category(data.find(source), category, size, cache)
+    else:
+        images = classes.load_classes(source, category, size, *limits)
     if len(images.train) < 2:
         raise data.DataError(f"{category}: {len(images.train)} normal training image; a density needs at least 2")
     return images
@@ -177,20 +157,18 @@ def load_images(training: Training, size: int, cache: str) -> data.Category:
 
 def save_arrays(path: Path, **arrays: Any) -> None:
     """Write arrays and texts by name; a file of this name is always complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    os.replace(partial, path)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    replace_bytes(path, content.getvalue())
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Arrays of a file by name; none where it is missing or damaged."""
-    if not path.exists():
-        return {}
     try:
         with np.load(path) as file:
             return dict(file)
+    except FileNotFoundError:
+        return {}
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         log.warning("%s: damaged, recreated (%s)", path, error)
         return {}
