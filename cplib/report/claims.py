@@ -27,7 +27,7 @@ def _methods(config: Config, better: str, worse: str, table: str = "table1", *ot
         found, config = aucs.localization(config), config.replace(categories=config.localize.categories)
     elif table == "table3":
         found = aucs.transfer(config)
-    elif table == "table6":  # kinds of synthetic defects stand for categories, over which each is averaged first
+    elif table == "table6":  # kinds of synthetic defects, averaged over categories, take the place of these
         found = aucs.of_part(config, "synthetic")
         found = found.pivot_table("auc", ["method", "feature", "seed"], "category", sort=False).dropna().mean(axis=1)
         found = found.rename("auc").rename_axis(["method", "category", "seed"]).reset_index()
