@@ -91,7 +91,7 @@ def _fetch(url: str, sha256: str, archive: Path, part: Path) -> None:
             part.replace(archive)
         failed = f"curl failed with exit code {code}" if code else ""
         if code == 33:  # this server cannot resume: from the start
-            part.unlink()
+            part.unlink(missing_ok=True)
         if code in (0, 3, 22, 23):  # done, or no address, refused, no disk: to try again does not help
             break
         time.sleep(WAIT_S)
@@ -116,4 +116,6 @@ def _fill(name: str, folder: Path, archive: Path | None) -> None:
         if name == "mvtec" and (found := len([*folder.glob("*/train/good")])) < 15:
             raise ValueError(f"{found} of 15 categories")
     except Exception as error:
-        raise DownloadError(f"{folder.parent / name}: not complete ({error!r}); move it away, run again") from error
+        raise DownloadError(
+            f"{folder.parent / name}: not complete ({error!r}); move away what is there, run again"
+        ) from error

@@ -82,7 +82,7 @@ class ProxyClassifier(nn.Module):
 def build(
     n_classes: int, seed: int, head_layers: int = 1, normalize: str = "imagenet", stem: str = "imagenet"
 ) -> ProxyClassifier:
-    """ResNet-18 and head with random weights of the seed; `normalize` says by whose mean and std, or "none"."""
+    """ResNet-18 and head with random weights of the seed; `normalize`: "imagenet" (its mean and std) or "none"."""
     norm = (IMAGENET_MEAN, IMAGENET_STD) if normalize == "imagenet" else ((0.0,) * 3, (1.0,) * 3)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
@@ -122,7 +122,7 @@ def weights_file(backbone: str, weights: str) -> Path | None:
 
 
 def create_backbone(name: str, pretrained: bool) -> nn.Module:
-    """EfficientNet of timm without classifier. Raises as `build_pretrained`."""
+    """EfficientNet of timm without classifier. A BackboneError says why there is none."""
     try:
         import timm  # here, for only pretrained encoders need it
     except ImportError as error:

@@ -69,7 +69,8 @@ def test_cifar10_as_torchvision_has_it(tmp_path, monkeypatch):
         load_classes(str(tmp_path), "automobile", 32)
 
 
-def test_what_is_wrong_is_named(tmp_path):
+def test_what_is_wrong_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUTPASTE_DATA", raising=False)
     cases = [
         (FILES, "fox", "fox.*cat, dog, eel"),
         ({n: FILES[n] for n in FILES if "test/dog" not in n}, "dog", "dog.*test.*cat, eel"),

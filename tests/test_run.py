@@ -124,16 +124,6 @@ def test_aucs_are_those_of_the_scores_and_scores_those_of_the_density(study):
             assert auc == pytest.approx(roc_auc_score(part["label"], part[name]), abs=1e-6)
 
 
-@pytest.mark.parametrize("removed", ["test", "test/good", "test/hole"])
-def test_without_both_kinds_of_test_images_there_are_scores_but_no_auc(removed, study, category):
-    shutil.rmtree(category / "ground_truth")
-    shutil.rmtree(category / removed)
-    do(study.only(methods=("untrained",)), "detection")
-    assert len(store.read(study, "detection", "scores")) == (0 if removed == "test" else 3)
-    metrics = store.read(study, "detection")
-    assert "auc" not in set(metrics["metric"]) and "held_out_log_density" in set(metrics["metric"])
-
-
 def test_arrays_that_are_not_here_or_damaged_are_recreated(study, fits):
     study, parts = study.only(methods=("cutpaste_3way",)), ("detection", "patches", "synthetic")
     here = do(study, *parts)
@@ -261,16 +251,15 @@ def test_two_trainings_side_by_side_give_the_same_numbers(study, monkeypatch, tm
 
 @pytest.mark.slow
 def test_pretrained_features_give_the_figures_stated_with_the_stand_in_weights(real_data, config, tmp_path):
-    """Image AUC of pooled features and of the sixth stage, by scikit-learn's Ledoit-Wolf without normalisation."""
+    """Image AUC of pill by pooled features and the sixth stage, by Ledoit-Wolf without normalisation."""
     path = (
         Path(os.environ.get("CUTPASTE_WEIGHTS") or "/none") / "tf_efficientnetv2_b0_imagenet_bnfolded_fp16.safetensors"
     )
     if not path.exists():
         pytest.skip("CUTPASTE_WEIGHTS names no folder with the stand-in weights")
     net = model.build_pretrained("tf_efficientnetv2_b0", str(path), 3, 0).eval()
-    for category, expected in {"bottle": (100.0, 100.0), "pill": (81.0, 84.9)}.items():
-        images = data.load_category(real_data, category, 256, tmp_path)
-        normal, test = (train.embed(net, x, config.train) for x in (images.train, images.test))
-        for level, auc in zip(("pool", "level7"), expected, strict=True):
-            distance = LedoitWolf().fit(normal[level].numpy()).mahalanobis(test[level].numpy())
-            assert 100 * roc_auc_score(images.labels, distance) == pytest.approx(auc, abs=0.3)
+    images = data.load_category(real_data, "pill", 256, tmp_path)
+    normal, test = (train.embed(net, x, config.train) for x in (images.train, images.test))
+    for level, auc in {"pool": 81.0, "level7": 84.9}.items():
+        distance = LedoitWolf().fit(normal[level].numpy()).mahalanobis(test[level].numpy())
+        assert 100 * roc_auc_score(images.labels, distance) == pytest.approx(auc, abs=0.3)

@@ -76,14 +76,6 @@ def test_only_results_of_the_present_parameters_are_read(study):
     assert len(store.read(study.changed({"seeds": 1}), "detection")) == len(runs) // 2 * 2
 
 
-def test_a_part_without_results_is_read_as_empty(study):
-    for kind in KINDS:
-        assert list(store.read(study, "curve", kind)) == store.COLUMNS[kind]
-    store.write(store.study_folder(study), "curve", ())
-    assert set(files("results/tiny/runs/curve")) == {f"{kind}.csv" for kind in KINDS}
-    assert all(store.read(study, "curve", kind).empty for kind in KINDS)
-
-
 def test_results_of_a_run_that_is_done_again_are_replaced(study):
     runs = plan(study, ["detection"])
     write(study, runs)
