@@ -140,7 +140,7 @@ def make_batch(
         (classes * n, 3, size, size) float32 in [0, 1], class after class, and (classes * n,) labels.
     """
     batch = augment_input(images, config, generator, len(task), crop)
-    if crop:  # scars scale with what they are pasted on
+    if crop:  # scars scale with what they are pasted on: enlarged so that on the crop they have the image's pixels
         stretch, lengths = images.shape[2] / crop, ("scar_width", "scar_length")
         config = config.replace(**{k: tuple(stretch * v for v in getattr(config, k)) for k in lengths})
     for name, view in zip(task, batch.chunk(len(task)), strict=True):

@@ -1,1 +1,1 @@
-"""What results say: `stats` compares, `tables` sets beside the paper, `claims` judges, `plots` draws."""
+"""What results say: `aucs` reads them, `tables` averages and compares, `stats` and `claims` judge, `plots` draws."""

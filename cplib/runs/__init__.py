@@ -1,1 +1,1 @@
-"""Runs: `plan` lists them, `store` keeps and reads their results, `run` does them."""
+"""Runs: `plan` lists, `run` does, `trained` keeps networks, `scorers` measure, `store` keeps and reads results."""

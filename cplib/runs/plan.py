@@ -141,7 +141,7 @@ def _detection(config: Config) -> Iterator[Run]:
 
 
 def patch_augment(config: Config, size: int) -> AugmentConfig:
-    """Augmentation of a patch model: scars fit into crops at any angle, as the paper's do. ConfigError if too wide."""
+    """Augmentation of a patch model: scars are cut to fit into its crops at any angle. ConfigError if too wide."""
     # a pixel less, as lengths are rounded to pixels; lengths are those of a 256 px image
     crop, widest = (size - 1) * 256 / config.localize.image_size, config.augment.scar_width[1]
     if widest >= crop:

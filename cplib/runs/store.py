@@ -4,11 +4,11 @@ results/<study>/runs/<part>/metrics.csv    a row per run, feature, density and m
 results/<study>/runs/<part>/scores.csv     a row per run, feature and test image; a column per density
 results/<study>/runs/<part>/history.csv    a row per run, phase and point of training
 results/<study>/runs/<part>/machine.csv    where and how long a run was made; no result depends on it
-results/<study>/arrays/<training>/         weights, embeddings, maps; not in git
+results/<study>/arrays/<training>/         weights, embeddings, maps, kept by `trained`; not in git
 
-A result is valid while its key (`plan.Run.key`: parameters and `plan.RECIPE`) is that of the run today and, when
-runs are done, while the digest of the images is theirs. Files are replaced as a whole, under a lock, so that
-several processes may write.
+A result is stale when its key (`plan.Run.key`, a digest of parameters and `plan.RECIPE`) is no longer that of the run.
+`python -m cplib run` also compares the digest of the images. Files are replaced as a whole, under a lock, so that
+several processes may write. Nothing is ever deleted from `arrays`: remove old folders by hand, or all of it.
 """
 
 import json

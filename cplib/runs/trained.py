@@ -49,7 +49,7 @@ class Trained:
 
     @cached_property
     def folder(self) -> Path:
-        """Folder of the arrays. It names what made them, so that what is in it is valid."""
+        """Folder of the arrays. Its name has the digest of what made them: other parameters, another folder."""
         t = self.training
         return self.study / "arrays" / f"{t.task}-{t.category}-{t.seed}-{self.key[:8]}"
 
