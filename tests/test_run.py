@@ -89,6 +89,7 @@ def test_a_part_is_done_once_and_gives_the_same_numbers_elsewhere(part, study, m
     assert do(study, part) == here
 
 
+@pytest.mark.slow
 def test_each_network_is_trained_once_for_all_parts(study, fits):
     study = study.changed({"transfer.curve": [0, 1, 2], "curve.updates": {"32": [0, 2], "40": [2]}})
     for part in PARTS:  # in separate calls, as on separate days
@@ -124,6 +125,7 @@ def test_aucs_are_those_of_the_scores_and_scores_those_of_the_density(study):
             assert auc == pytest.approx(roc_auc_score(part["label"], part[name]), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_arrays_that_are_not_here_or_damaged_are_recreated(study, fits):
     study, parts = study.only(methods=("cutpaste_3way",)), ("detection", "patches", "synthetic")
     here = do(study, *parts)
