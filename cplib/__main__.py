@@ -84,8 +84,8 @@ def _do(options: argparse.Namespace) -> None:
         runs = _selected(options, config)
         for part in dict.fromkeys(run.part for run in runs):
             of_part = [run for run in runs if run.part == part]
-            stored = store.stored_keys(store.study_folder(config), part)
-            left = [run for run in of_part if stored.get(run.id, ("",))[0] != run.key]
+            valid = store.valid(store.study_folder(config), of_part)
+            left = [run for run in of_part if run not in valid]
             sys.stdout.write(f"{part}: {len(of_part) - len(left)} of {len(of_part)} runs have valid results\n")
             sys.stdout.writelines(f"  left: {run}\n" for run in left)
     elif options.command == "detect":

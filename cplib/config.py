@@ -75,8 +75,14 @@ class OwnTraining(Section):  # what `train`, `localize` and `one_class` each sta
 
 
 class TrainConfig(OwnTraining):  # representation learning (section A.1)
+    crop: Annotated[int, Field(ge=0, le=1024)]  # pixels, 0: whole images
+    crop_place: Literal["uniform", "structure"]
+    optimizer: Literal["sgd", "adamw"]
+    warmup: Amount
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
+    label_smoothing: Share
+    average: Annotated[float, Field(ge=0, lt=1)]
     head_layers: Amount
     normalize: Literal["imagenet", "none"]
     precision: Precision
@@ -109,10 +115,23 @@ class LocalizeConfig(OwnTraining):  # patch model and GradCAM (sections 2.4, 4.2
         return "per_location" if category in self.aligned else "shared"
 
 
-class CurveConfig(Section):  # AUC against the number of updates, each point a complete cosine cycle
+_OF_CATEGORIES = ("sensitivity.categories", "recipes.categories")  # they name some of `categories`
+Changes = Mapping[str, Any]  # parameters by dotted names, as `Config.changed` takes them
+
+
+class CurveConfig(Section):  # AUC against the cost of training, each point a complete cosine cycle
     methods: Names
-    updates: Mapping[Annotated[str, Field(pattern=r"^\d+$")], tuple[Updates, ...]]  # by image size in pixels
     seeds: Seeds
+    recipes: Mapping[str, Changes]
+    updates: Mapping[str, tuple[Updates, ...]]  # by recipe
+
+
+class RecipesConfig(Section):  # what to train with, compared on training images alone
+    method: str
+    categories: Names
+    seeds: Seeds
+    variants: Mapping[str, Changes]
+    area_ratio: Annotated[Range, _within(0.0001, 0.5)]
 
 
 class SensitivityConfig(Section):  # one factor at a time (tables 7, 8); its list holds the default, or is empty
@@ -133,6 +152,7 @@ class SyntheticConfig(Section):  # synthetic defects on normal test images (sect
     methods: Names
     seeds: Seeds
     per_image: Annotated[int, Field(ge=1, le=1000)]
+    area_ratio: Annotated[Range, _within(0.0001, 0.5)]
     seed: Amount
     digits: str
     natural_images: str
@@ -140,6 +160,7 @@ class SyntheticConfig(Section):  # synthetic defects on normal test images (sect
 
 class TsneConfig(Section):  # representations of normal, anomalous and augmented images (figure 3)
     method: str
+    seeds: Seeds
     perplexity: Rate
     per_group: Count
     seed: Amount
@@ -186,6 +207,7 @@ class Config(Section):  # a complete set of parameters
     gde: GdeConfig
     localize: LocalizeConfig
     curve: CurveConfig
+    recipes: RecipesConfig
     sensitivity: SensitivityConfig
     synthetic: SyntheticConfig
     tsne: TsneConfig
@@ -207,9 +229,10 @@ class Config(Section):  # a complete set of parameters
         _need(local.compare_seeds <= local.seeds, f"localize.compare_seeds: must be at most seeds, {local.seeds}")
         lacking = {local.placement(c) for c in local.categories} - set(local.densities)
         _need(not lacking, f"localize.densities: lacks what the tables show, {', '.join(sorted(lacking))}")
+        _need({*self.curve.recipes} == {*self.curve.updates}, "curve.updates: must name the recipes of curve.recipes")
         categories, methods = {*self.categories}, {*self.methods}
         pairs = {f"{m}-{c}" for m in methods for c in categories}
-        known = {"shown": methods, "textures": categories, "sensitivity.categories": categories}
+        known = {"shown": methods, **dict.fromkeys(("textures", *_OF_CATEGORIES), categories)}
         known |= {"seeds_of": methods | pairs, "localize.aligned": categories.union(local.categories)}
         for key, names in known.items():
             for name in (n for n in attrgetter(key)(self) if n not in names):
@@ -230,7 +253,7 @@ class Config(Section):  # a complete set of parameters
         known = {*categories, *methods, *(f"{m}-{c}" for m in methods for c in categories)}
         changes: dict[str, Any] = {"categories": categories, "methods": methods}
         changes["seeds_of"] = {name: n for name, n in self.seeds_of.items() if name in known}
-        for key in ("shown", "textures", "localize.categories", "localize.aligned", "sensitivity.categories"):
+        for key in ("shown", "textures", "localize.categories", "localize.aligned", *_OF_CATEGORIES):
             changes[key] = [name for name in attrgetter(key)(self) if name in known]
         return self.changed(changes)
 

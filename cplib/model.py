@@ -121,6 +121,13 @@ def weights_file(backbone: str, weights: str) -> Path | None:
     raise WeightsMissingError(f"weights missing: no file {path.name}, looked in {path.parent} and {shared}; {get}")
 
 
+def is_folded(path: Path | None) -> bool:
+    """Whether the BatchNorm of a file's weights is folded into its convolutions: it divides by nothing."""
+    found = safetensors.torch.load_file(path) if path else {}
+    variances = [v for k, v in found.items() if k.endswith("running_var")]
+    return bool(variances) and all((v == v.flatten()[0]).all() for v in variances)
+
+
 def create_backbone(name: str, pretrained: bool) -> nn.Module:
     """EfficientNet of timm without classifier. A BackboneError says why there is none."""
     try:

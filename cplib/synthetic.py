@@ -1,8 +1,8 @@
 """Synthetic defects (section 5.3): a digit, square, ellipse or heart on an image, filled with a random colour or with a
 piece of a natural image.
 
-The paper states neither size nor place nor number: here the area is that of CutPaste's patch, the place uniform, one
-defect an image. Shapes are antialiased and turned by any angle.
+The paper states neither size nor place nor number: here the area is a parameter, the place uniform, one defect an
+image. Shapes are antialiased and turned by any angle.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MNIST = ("t10k-images-idx3-ubyte.gz", "train-images-idx3-ubyte.gz")
 
 class Fillings:
     """`digits` (k, height, width) uint8 to draw, white on black; `natural` images (height, width, 3) uint8 to fill
-    shapes with; `sources`: what they are.
+    shapes with; `sources`: what they are; `digest`: of their pixels.
 
     They are of a folder of MNIST's files and one of images; where one is missing, of that of its name in CUTPASTE_DATA,
     else scikit-learn's digits and two images. A DataError names a file that cannot be read.
@@ -46,6 +46,7 @@ class Fillings:
         if files := list_images(folder := find(natural_images)):
             self.natural = [np.asarray(read_image(path)) for path in files]
             self.sources["natural images"] = f"{len(files)} images of the folder {folder.name}"
+        self.digest = hashlib.sha256(b"".join(map(np.ascontiguousarray, [self.digits, *self.natural]))).hexdigest()[:8]
 
 
 fillings = lru_cache(maxsize=2)(Fillings)  # read once

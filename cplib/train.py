@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from cplib.augment import views
@@ -46,8 +47,10 @@ def threads(number: int) -> Iterator[None]:
 
 
 def learning_rate(update: int, config: TrainConfig) -> float:
-    """One cosine cycle from `config.learning_rate` to 0 over all updates, without restarts."""
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * update / config.updates))
+    """One cosine cycle from `config.learning_rate` to 0 over all updates, without restarts; it begins with
+    `config.warmup` updates of linear warm-up."""
+    ramp = min(1.0, (update + 1) / (config.warmup + 1))
+    return ramp * config.learning_rate * 0.5 * (1 + math.cos(math.pi * update / config.updates))
 
 
 def update_generator(seed: int, update: int) -> Generator:
@@ -91,12 +94,13 @@ def fit(
     """
     device, layout = images.device, _layout(config)
     net.to(device, memory_format=layout)
-    learnt = [p for p in net.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learnt, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
+    optimizer, mean = _optimizer(net, config), _moving_average(net, config)
     start, history, sums = 0, [], torch.zeros(2, device=device)
     if checkpoint is not None and checkpoint.exists():
         state = _load_checkpoint(checkpoint, key, device)
         net.load_state_dict(state["model"])
+        if mean is not None:
+            mean.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         start, history, sums = state["update"], state["history"], state["sums"].to(device)
         log.info("resumed %s at update %d of %d", checkpoint, start, config.updates)
@@ -110,15 +114,17 @@ def fit(
         for update in bar:
             generator = update_generator(seed, update)
             chosen = _choose(len(images), config.sources, generator).to(device)
-            batch, labels = views.make_batch(images[chosen], task, augment, generator, crop)
+            batch, labels = views.make_batch(images[chosen], task, augment, generator, crop, config.crop_place)
             batch = batch.contiguous(memory_format=layout)
             optimizer.param_groups[0]["lr"] = rate = learning_rate(update, config)
             with autocast(device, config.precision):
                 logits = step(batch)
-                loss = nn.functional.cross_entropy(logits, labels)
+                loss = nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            if mean is not None:
+                mean.update_parameters(net)
             sums += torch.stack([loss.detach().float(), (logits.detach().argmax(1) == labels).float().mean()])
 
             done = update + 1
@@ -135,27 +141,60 @@ def fit(
                 sums.zero_()
             if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
                 state = {"key": key, "update": done, "history": history, "sums": sums}
-                _save_checkpoint(checkpoint, state | {"model": net.state_dict(), "optimizer": optimizer.state_dict()})
+                state |= {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+                _save_checkpoint(checkpoint, state | {"average": mean.state_dict()} if mean is not None else state)
                 saved = time.monotonic()
+    if mean is not None:
+        net.load_state_dict(mean.module.state_dict())
     net.eval()
     return history
+
+
+def _optimizer(net: ProxyClassifier, config: TrainConfig) -> torch.optim.Optimizer:
+    learnt = [p for p in net.parameters() if p.requires_grad]
+    own = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(learnt, **own)
+    return torch.optim.SGD(learnt, momentum=config.momentum, **own)
+
+
+def _moving_average(net: ProxyClassifier, config: TrainConfig) -> AveragedModel | None:
+    if not config.average:
+        return None
+    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
 
 
 @torch.inference_mode()
 def embed(net: ProxyClassifier, images: Tensor, config: TrainConfig, batch_size: int = 64) -> dict[str, Tensor]:
     """By level, as `ProxyClassifier.levels` names them, embeddings (n, channels) float32 on the CPU, of images
-    (n, 3, size, size) uint8 as they are; n may be 0. The net is in evaluation mode."""
+    (n, 3, size, size) uint8 as they are; n may be 0. The net is in evaluation mode.
+
+    The precision is always float32, as the density looks at small differences.
+    """
     found = []
-    with threads(config.threads), autocast(images.device, config.precision):
+    with threads(config.threads), float32():
         for batch in images.split(batch_size):
             levels = net.levels(batch.float().div_(255).contiguous(memory_format=_layout(config)))
             found.append({name: value.float().cpu() for name, value in levels.items()})
     return {name: torch.cat([levels[name] for levels in found]) for name in found[0]}
 
 
+def float32() -> AbstractContextManager:
+    """Context in which float32 is float32: a GPU would convolve in TF32, of 10 bits."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Context of a precision as `resolved_precision` gives it for this device."""
     return torch.autocast(device.type, torch.bfloat16, enabled=resolved_precision(device, precision) == "bfloat16")
+
+
+def made_on(device: torch.device, config: TrainConfig, is_trained: bool) -> str:
+    """What results depend on beside parameters and images, such as "cpu-bfloat16-1": type of the device, precision of
+    training (float32 without any), threads of a CPU."""
+    precision = resolved_precision(device, config.precision) if is_trained else "float32"
+    threads = config.threads or torch.get_num_threads()
+    return "-".join([device.type, precision, *([str(threads)] if device.type == "cpu" else [])])
 
 
 def resolved_precision(device: torch.device, precision: str) -> str:

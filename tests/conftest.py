@@ -83,7 +83,8 @@ def config(tmp_path: Path) -> Config:
                 "stride": 8,
                 "seeds": 1,
             },
-            "curve": {"methods": ["cutpaste_3way"], "updates": {"32": [0, 2]}, "seeds": 1},
+            "curve": {"updates": {"literal": [2]}, "seeds": 1},
+            "recipes": {"variants": {"crops": {"train.crop": 30, "train.optimizer": "adamw"}}},
             "sensitivity": {
                 "categories": ["box"],
                 "seeds": 1,

@@ -169,6 +169,18 @@ def test_whole_batches_at_once_as_on_a_gpu(name, device, monkeypatch):
     torch.testing.assert_close(batch.cpu(), expected, atol=1e-5, rtol=0)
 
 
+def test_structured_crops_lie_where_grey_values_vary_and_reach_every_place():
+    flat = torch.full((400, 3, 64, 64), 128, dtype=torch.uint8)
+    busy = flat.clone()
+    busy[:, :, :16, 48:] = torch.randint(0, 256, (400, 3, 16, 16), dtype=torch.uint8, generator=seeded(0))
+    places = views._structured_places(busy, 16, seeded(1))
+    hit = (places[:, 0] < 16) & (places[:, 1] > 32)
+    assert hit.float().mean() > 0.95 and places.min() >= 0 and places.max() <= 48
+    everywhere = views._structured_places(flat, 16, seeded(2))
+    assert set(everywhere[:, 0].tolist()) >= {0, 48} and len(everywhere.unique(dim=0)) > 300
+    assert torch.equal(places, views._structured_places(busy, 16, seeded(1)))
+
+
 def test_crops_are_cut_before_they_are_changed():
     """Section 2.4: the views of the patch model show one crop, whole, and all that was done to it."""
     images = coded(4, 64)

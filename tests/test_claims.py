@@ -31,7 +31,7 @@ def test_committed_claims_follow_from_the_committed_results(study, monkeypatch):
     monkeypatch.chdir(ROOT)
     now, committed = claims.evaluate(load(f"params/{study}.yaml")), claims.read([study])
     assert list(committed["verdict"]) == list(now["verdict"])
-    np.testing.assert_allclose(committed[list(claims.EFFECT)], now[list(claims.EFFECT)].astype(float), atol=1e-3)
+    np.testing.assert_allclose(committed[claims.NUMBERS], now[claims.NUMBERS].astype(float), atol=1e-3)
 
 
 def test_there_are_claims_of_every_table_and_none_twice(config, tmp_path, monkeypatch):
@@ -61,7 +61,7 @@ def test_a_claim_that_a_file_lacks_is_not_run(tmp_path, monkeypatch):
         (3.0, 2.0, "reproduced"),
         (-3.0, 2.0, "not reproduced"),
         (1.9, 2.0, "undecided"),
-        (9.0, np.nan, "undecided"),
+        (9.0, np.nan, "no interval"),
         (np.nan, np.nan, claims.NOT_RUN),
     ],
 )

@@ -115,7 +115,7 @@ def test_overrides_are_read_as_yaml_and_typed():
 def test_an_override_of_a_section_keeps_its_other_parameters():
     for value in ({"updates": 7}, "{updates: 7}"):
         found = load(LITE, {"train": value, "seeds_of": {"scar": 3}})
-        assert (found.train.updates, found.train.sources) == (7, 16)
+        assert (found.train.updates, found.train.sources) == (7, 24)
         assert found.seeds_of == {"scar": 3}, "names of methods are no parameters that could be kept"
 
 
@@ -129,7 +129,7 @@ def test_a_study_of_ones_own_folder_forgets_other_names():
     own: Config = load(LITE).only(categories=("mine",), methods=("scar", "untrained"))
     assert (own.categories, own.methods, own.shown, own.textures) == (("mine",), ("scar", "untrained"), (), ())
     assert own.localize.categories == own.localize.aligned == own.sensitivity.categories == ()
-    assert own.seeds_of == {"untrained": 5} and own.train == load(LITE).train
+    assert own.recipes.categories == () and own.train == load(LITE).train
     same = load(LITE).only(categories=("bottle",))
     assert same.localize.categories == ("bottle",) and same.n_seeds("cutpaste_3way", "bottle") == 5
     with pytest.raises(ValueError, match="frozen"):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 
 from cplib.config import Config, ConfigError, load
-from cplib.runs.plan import PARTS, UNTRAINED, patch_augment, plan
+from cplib.runs.plan import PARTS, UNTRAINED, plan
 
 NUMBER = {
     "detection": 2 * (3 + 2 + 2),  # categories times seeds of untrained, cutout, 3-way
     "patches": 2 * 2 + 2 * 1 + 2,  # trained and untrained by seeds of two sizes, and GradCAM
-    "curve": 2 * (3 + 1 + 1),
+    "curve": 2 * (1 + 2),
+    "recipes": 2 * 2,
     "transfer": 2 * (1 + 2 + 1),  # pretrained, both seeds, and a shorter length
     "synthetic": 2 * 3 * 2,
-    "representation": 2 * 2,
+    "representation": 2 * (3 + 2),
     "sensitivity": 2 * (1 + 4),
     "one_class": 2 * 2,
 }
@@ -28,7 +29,8 @@ def study(config) -> Config:
             "seeds": 2,
             "seeds_of": {"untrained": 3},
             "localize": {"patch_sizes": [16, 32], "seeds": 2, "compare_seeds": 1},
-            "curve.updates": {"32": [0, 2], "40": [2]},
+            "curve.updates": {"literal": [2, 4]},
+            "recipes.categories": ["box", "lid"],
             "transfer": {"seeds": 2, "curve": [0, 1, 2]},
             "synthetic.seeds": 2,
             "sensitivity.categories": ["box", "lid"],
@@ -38,7 +40,7 @@ def study(config) -> Config:
 
 
 def keys(config: Config, part: str) -> dict[tuple, str]:
-    return {run.id: run.key for run in plan(config, [part])}
+    return {run.id: run.key("cpu-float32-1") for run in plan(config, [part])}
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -56,7 +58,9 @@ def test_the_whole_plan_is_its_parts(study):
 @pytest.mark.parametrize("name", ["demo", "lite", "paper"])
 def test_every_preset_has_a_plan(name, request):
     runs = plan(load(request.config.rootpath / f"params/{name}.yaml"))
-    assert {run.part for run in runs} == set(PARTS) and len(runs) == len({(run.part, run.id) for run in runs})
+    assert {run.part for run in runs} >= {*PARTS} - {"recipes"} and len(runs) == len(
+        {(run.part, run.id) for run in runs}
+    )
 
 
 ALL = "all runs of a part"
@@ -68,12 +72,12 @@ ALL = "all runs of a part"
         # of training: not of what is untrained, and not of parts that state their own
         (
             {"train.updates": 3},
-            {"detection": 8, "patches": 2, "synthetic": 8, "representation": 2, "sensitivity": 8},
+            {"detection": 8, "patches": 2, "synthetic": 8, "representation": 4, "sensitivity": 8, "recipes": 2},
         ),
         (
             {"augment.area_ratio": [0.1, 0.2]},
             {"detection": 8, "patches": 5, "curve": 4, "transfer": 6, "sensitivity": 8, "one_class": 2}
-            | {"synthetic": ALL, "representation": ALL},  # which draw with it
+            | {"synthetic": 8, "recipes": 2, "representation": ALL},  # which draws with it
         ),
         ({"localize.learning_rate": 0.001}, {"patches": 3}),
         ({"transfer.head_updates": 3}, {"transfer": 6}),
@@ -83,14 +87,20 @@ ALL = "all runs of a part"
         # of the images
         (
             {"data.image_size": 40},
-            {"patches": 2} | dict.fromkeys(("detection", "synthetic", "representation", "sensitivity"), ALL),
+            {"patches": 2}
+            | dict.fromkeys(("detection", "synthetic", "representation", "sensitivity", "curve", "recipes"), ALL),
         ),
         ({"one_class.train_images": 7}, {"one_class": ALL}),
         # of scoring
         ({"gde.densities": ["ledoit_wolf"]}, dict.fromkeys(("detection", "curve", "transfer", "sensitivity"), ALL)),
-        ({"gde.density": "kde"}, {"patches": 2, "synthetic": ALL}),
+        ({"gde.density": "kde"}, {"patches": 2, "synthetic": ALL, "recipes": ALL}),
         ({"localize.sigma": 2.0}, {"patches": 6}),
         ({"synthetic.per_image": 2}, {"synthetic": ALL}),
+        ({"synthetic.area_ratio": [0.1, 0.2]}, {"synthetic": ALL}),
+        (
+            {"train.crop": 30},
+            {"detection": 8, "patches": 2, "curve": 4, "sensitivity": 8, "synthetic": 8, "representation": 4},
+        ),
         ({"tsne.perplexity": 5.0}, {"representation": ALL}),
         ({"transfer.levels": ["pool"]}, {"transfer": ALL}),
     ],
@@ -143,7 +153,7 @@ def test_parts_share_the_training_of_the_same_network(study):
     assert {run.training for run in plan(study, ["patches"]) if run.method == "gradcam"} <= grid
     shared = [run for run in plan(study, ["curve", "sensitivity"]) if run.training in grid and run.training.phases]
     names = {run.variant for run in shared}
-    assert names == {"32px-2", "learning_rate=0.03", "updates=1.0"}
+    assert names == {"literal-2", "learning_rate=0.03", "updates=1.0"}
 
 
 def test_each_value_of_a_factor_changes_that_factor_alone(study):
@@ -174,9 +184,24 @@ def test_values_that_no_run_can_use_are_refused(change, key, study):
         plan(study.changed(change))
 
 
-def test_scars_of_a_patch_model_fit_into_its_crops(study):
-    augment = patch_augment(study.changed({"augment.scar_length": [100.0, 128.0]}), 16)
-    longest, widest = augment.scar_length[1] * 32 / 256, augment.scar_width[1] * 32 / 256
-    assert longest**2 + widest**2 < 16**2
-    paper = study.changed({"localize": {"image_size": 256, "patch_sizes": [64, 32]}})
-    assert patch_augment(paper, 64) == patch_augment(paper, 32) == paper.augment
+def test_scars_fit_into_the_crops_that_a_network_is_trained_on(study):
+    study = study.changed({"augment.scar_length": [100.0, 128.0], "train.crop": 20})
+    for run in plan(study, ["patches", "detection"]):
+        if run.training.crop and run.training.phases:
+            longest, widest = (v[1] * 32 / 256 for v in (run.training.augment.scar_length, study.augment.scar_width))
+            assert longest**2 + widest**2 < run.training.crop**2
+    paper = study.changed(
+        {"localize": {"image_size": 256, "patch_sizes": [64, 32]}, "augment.scar_length": [10.0, 25.0]}
+    )
+    assert {r.training.augment for r in plan(paper, ["patches"]) if r.method != "gradcam"} == {paper.augment}
+
+
+def test_patch_models_share_the_training_on_crops_of_their_size(study):
+    study = study.changed({"train.crop": 16, "localize.patch_sizes": [16], "localize.categories": ["box", "lid"]})
+    both = [{r.training for r in plan(study, [p]) if r.method == "cutpaste_3way"} for p in ("detection", "patches")]
+    assert both[0] == both[1]
+
+
+def test_a_key_holds_what_results_depend_on_where_they_are_made(study):
+    run = plan(study, ["detection"])[0]
+    assert len({run.key(made_on) for made_on in ("cpu-float32-1", "cpu-bfloat16-1", "cuda-bfloat16")}) == 3

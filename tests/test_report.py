@@ -47,7 +47,7 @@ def detection_result(run: Run) -> Result:
 
 def table_of(values: dict[str, dict[str, list[float]]]) -> pd.DataFrame:
     """AUC by method, category and seed."""
-    rows = [(m, c, s, x) for m, by in values.items() for c, xs in by.items() for s, x in enumerate(xs)]
+    rows = [(m, c, s, x, "cpu-float32-1") for m, by in values.items() for c, xs in by.items() for s, x in enumerate(xs)]
     return pd.DataFrame(rows, columns=aucs.AUCS)
 
 
@@ -96,12 +96,15 @@ def test_the_paper_stands_beside_the_same_categories_or_all_of_its_data(study):
     assert np.isnan(rows.loc[("cutpaste_3way", "weave"), "paper"])
 
 
-def test_a_margin_is_half_of_welchs_confidence_interval(study):
-    found = aucs.detection(study)
-    few = found[(found["method"] != "untrained") | (found["seed"] < 2)]
-    told = tables.compare(few, study, "cutpaste_3way", "untrained", "table1")
-    sides = [few[few["method"] == m].groupby("seed")["auc"].mean() for m in ("cutpaste_3way", "untrained")]
-    interval = scipy_stats.ttest_ind(*sides, equal_var=False).confidence_interval(0.95)
+def test_methods_are_compared_in_pairs_of_one_seed(study):
+    """A seed fixes initial weights and source images: what it adds to both methods is no difference between them."""
+    found = table_of({"cutpaste": {c: [50, 80, 60] for c in study.categories}})
+    rise = pd.Series([1.0, 2.0, 3.0])
+    better = found.assign(method="cutpaste_3way", auc=found["auc"] + found["seed"].map(rise))
+    found = pd.concat([found, better[better["seed"] < 2], table_of({"cutpaste": {"wood": [0] * 9}})[8:]])
+    told = tables.compare(found, study, "cutpaste_3way", "cutpaste", "table1")
+    interval = scipy_stats.ttest_1samp([1.0, 2.0], 0).confidence_interval(0.95)
+    assert (told["difference"], told["n"], told["categories"]) == (pytest.approx(1.5), 2, "2 of 2")
     assert told["difference"] - told["margin"] == pytest.approx(interval.low)
     assert told["difference"] + told["margin"] == pytest.approx(interval.high)
 
@@ -114,10 +117,73 @@ def test_a_verdict_needs_an_interval_off_zero(study):
     found = aucs.detection(study)
     assert verdict("cutpaste_3way", "untrained", found) == "reproduced"
     assert verdict("untrained", "cutpaste_3way", found) == "not reproduced"
-    assert verdict("cutpaste", "cutpaste", found) == "undecided"
     assert verdict("cutpaste", "rotation", found) == "not run"
     one_seed = found[(found["method"] != "untrained") | (found["seed"] == 0)]
-    assert verdict("cutpaste_3way", "untrained", one_seed) == "undecided", "one seed tells no spread"
+    assert verdict("cutpaste_3way", "untrained", one_seed) == "no interval", "one seed tells no spread"
+
+
+def test_the_bootstrap_over_test_images_agrees_with_theory():
+    """The std of the AUC of n and m images without any difference is sqrt((n + m + 1) / (12 n m))."""
+    rng = np.random.default_rng(0)
+    normal, anomalous = rng.normal(size=60), rng.normal(size=90)
+    matrix = stats.wins(normal, anomalous)
+    labels = np.repeat([0, 1], [60, 90])
+    assert matrix.mean() == pytest.approx(roc_auc_score(labels, np.concatenate([normal, anomalous])))
+    drawn = stats.bootstrap([matrix])
+    assert drawn.std() == pytest.approx(np.sqrt(151 / (12 * 60 * 90)), rel=0.15)
+    assert drawn.mean() == pytest.approx(matrix.mean(), abs=0.01)
+    assert stats.bootstrap([matrix, matrix]).std() == pytest.approx(drawn.std() / np.sqrt(2), rel=0.1)
+    assert stats.bootstrap([matrix - matrix]).std() == 0, "the same images are drawn on both sides"
+
+
+def test_ensembles_are_compared_over_test_images(study):
+    claim = "the ensemble beats a single model"
+    row = claims.evaluate(study, ["Table 1"]).set_index("claim").loc[claim]
+    found = aucs.detection(study)
+    gap = found[found["method"] == "ensemble_3way"]["auc"].mean()
+    gap -= found[found["method"] == "cutpaste_3way"]["auc"].mean()
+    assert row["difference"] == pytest.approx(gap) and row["margin"] > 0 and row["interval"] == "test images"
+    intervals = aucs.test_intervals(study).set_index(["method", "group"])
+    low, high = intervals.loc[("cutpaste", "all")]
+    assert low < found[found["method"] == "cutpaste"]["auc"].mean() < high
+
+
+def test_an_undecided_claim_says_how_many_more_seeds_would_decide_it(study):
+    def result(run: Run) -> Result:
+        auc = 0.7 + 0.02 * (run.method == "cutpaste_3way") * (run.seed - 0.5)
+        stats = [("pool", "ledoit_wolf", f"train_{k}", 1.0) for k in ("mean", "std")]
+        return Result(
+            [("pool", "ledoit_wolf", "auc", auc), *stats], machine=dict.fromkeys(store.COLUMNS["machine"], 1800)
+        )
+
+    write(study, "detection", result)
+    row = claims.evaluate(study, ["Table 1"]).set_index("claim").loc["3-way beats CutPaste alone"]
+    assert (row["verdict"], row["n"]) == ("undecided", 3)
+    n = row["n"] + row["more_seeds"]
+    assert stats.seeds_needed(row["stderr"], 3, row["paper"] / 2) == n
+    for seeds, is_enough in ((n, True), (n - 1, False)):
+        margin = scipy_stats.t.ppf(0.975, seeds - 1) * row["stderr"] * np.sqrt(3 / seeds)
+        assert (margin < row["paper"] / 2) == is_enough
+    assert row["core_hours"] == pytest.approx(2 * row["more_seeds"]), "two methods on two categories, half an hour each"
+
+
+def test_means_over_precisions_are_marked(study):
+    found = aucs.detection(study)
+    is_other = (found["method"] == "cutpaste") & (found["category"] == "wood") & (found["seed"] == 1)
+    found["made_on"] = np.where(is_other, "cpu-bfloat16-1", "cpu-float32-1")
+    cells = tables.layout(tables.beside_paper(tables.summarize(found, study), study, "table1"), list(METHODS))
+    marked = {(group, m) for (group, of), row in cells.iterrows() for m in row.index if tables.MIXED in row[m]}
+    assert marked == {(group, "cutpaste") for group in ("wood", "texture", "all")}
+
+
+def test_an_average_is_called_the_papers_only_over_the_same_categories(study):
+    own = study.replace(categories=("bottle", "wood", "mine"), textures=())
+    mine = table_of({"cutpaste": {"bottle": [90], "wood": [80], "mine": [10]}})
+    rows = tables.beside_paper(tables.summarize(mine, own), own, "table1").set_index("group")
+    assert np.isnan(rows.loc["all", "paper"]) and rows.loc["all", "mean"] == pytest.approx(60)
+    assert (
+        rows.loc["in the paper", "mean"] == pytest.approx(85) and rows.loc["in the paper", "paper_categories"] == "same"
+    )
 
 
 def test_features_without_seeds_take_the_spread_of_the_other_side(study):
@@ -185,6 +251,9 @@ def test_a_change_of_a_factor_is_the_mean_over_pairs_of_one_seed(study):
     assert (rows.loc["0.3", "paper"], rows.loc["0.3", "paper_change"]) == (95.5, pytest.approx(0.3))
     densities = sensitivity.summary(found, study, ["density"]).set_index("value")["change"]
     assert densities.to_dict() == pytest.approx({"ledoit_wolf": 0, "kde": -20})
+    lame = found[(found["seed"] == 0) | (found["category"] != "wood")]
+    rows = sensitivity.summary(lame, study, ["patch_jitter"]).set_index("value")
+    assert rows.loc["0.3", "n"] == 1 and rows.loc["0.3", "change"] == pytest.approx(4), "seeds of all categories alone"
     assert "control" in set(found["factor"]) and sensitivity.summary(found, study, ["stem"]).empty
 
 

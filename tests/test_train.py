@@ -189,14 +189,42 @@ def test_embedding_is_the_pooled_feature_of_the_image_as_it_is(uninterrupted):
     assert not net.training and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-def test_precision_auto_is_bfloat16_where_it_is_native(monkeypatch, uninterrupted):
-    found = {}
+def test_precision_auto_is_bfloat16_where_it_is_native(monkeypatch):
     for native, precision in ((True, "bfloat16"), (False, "float32")):
         for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
             monkeypatch.setattr(torch.cpu, check, lambda native=native: native, raising=False)
-        auto, named = (TINY.replace(precision=p) for p in ("auto", precision))
-        assert train.resolved_precision(torch.device("cpu"), "auto") == precision
-        found[precision] = train.embed(uninterrupted[0], images(), auto)["pool"]
-        assert torch.equal(found[precision], train.embed(uninterrupted[0], images(), named)["pool"])
-    difference = (found["bfloat16"] - found["float32"]).abs().mean() / found["float32"].std()
-    assert found["bfloat16"].dtype == torch.float32 and 0 < difference < 0.02
+        auto = TINY.replace(precision="auto", threads=2)
+        assert train.made_on(torch.device("cpu"), auto, True) == f"cpu-{precision}-2"
+        assert train.made_on(torch.device("cpu"), auto, False) == "cpu-float32-2", "an untrained network has no other"
+
+
+def test_embeddings_are_float32_whatever_the_precision_of_training(uninterrupted):
+    x = images()
+    wanted = train.embed(uninterrupted[0], x, TINY.replace(precision="float32"))["pool"]
+    found = train.embed(uninterrupted[0], x, TINY.replace(precision="bfloat16"))["pool"]
+    assert torch.equal(found, wanted) and found.dtype == torch.float32
+    assert not torch.equal(found, found.bfloat16().float())
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"average": 0.5}, {"label_smoothing": 0.1}, {"warmup": 3}])
+def test_each_part_of_a_recipe_changes_training_and_resumes_to_the_same_result(change, tmp_path, uninterrupted):
+    config, path, save = TINY.replace(**change), tmp_path / "checkpoint", train._save_checkpoint
+    whole, history = fit(config)
+    assert not same(whole, uninterrupted[0])
+
+    def stop(*args) -> None:
+        save(*args)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "_save_checkpoint", stop)
+        fit(config, checkpoint=path, checkpoint_seconds=-1.0)
+    net, resumed = fit(config, checkpoint=path)
+    assert resumed == history and same(net, whole)
+
+
+def test_warm_up_rises_to_the_cosine_cycle():
+    config = TINY.replace(updates=100, warmup=9, learning_rate=1.0)
+    rates, plain = ([train.learning_rate(u, c) for u in range(101)] for c in (config, config.replace(warmup=0)))
+    np.testing.assert_allclose(np.array(rates[:9]) / plain[:9], np.arange(1, 10) / 10)
+    assert rates[9:] == plain[9:]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from cplib.augment.color import chunks, draw_jitter, jitter_images_, jitter_steps
 from cplib.augment.patches import Patches, draw_rectangles, draw_scars, fill_, paste_
@@ -32,7 +32,9 @@ def translate(images: Tensor, offsets: Tensor, pad: int, shape: tuple[int, int] 
     return [padded[k % len(images), :, i : i + height, j : j + width] for k, (i, j) in enumerate(offsets.tolist())]
 
 
-def augment_input(images: Tensor, config: AugmentConfig, generator: Generator, views: int = 1, crop: int = 0) -> Tensor:
+def augment_input(
+    images: Tensor, config: AugmentConfig, generator: Generator, views: int = 1, crop: int = 0, place: str = "uniform"
+) -> Tensor:
     """Random translation and colour jitter that normal and augmented samples share (section A.1).
 
     Args:
@@ -41,15 +43,15 @@ def augment_input(images: Tensor, config: AugmentConfig, generator: Generator, v
         crop: if not 0, take a random crop of so many pixels squared, in place of the translation: the input of the
             patch model (section 2.4). All views of an image show the same crop, so that classes differ by their
             augmentation alone: with a crop for each view the task long stays at chance.
+        place: of crops, "uniform" or "structure": more often where grey values vary (not in the paper).
 
     Returns:
         (views * n, 3, height, width) float32 in [0, 1], or crop squared; row k is of image k modulo n.
     """
     n, shape, pad = views * len(images), images.shape[2:], 0
     if crop:
-        free = torch.tensor([shape[0] - crop + 1, shape[1] - crop + 1])
-        offsets = (torch.rand(len(images), 2, generator=generator) * free).long().minimum(free - 1).repeat(views, 1)
-        shape = (crop, crop)
+        draw = _structured_places if place == "structure" else _uniform_places
+        offsets, shape = draw(images, crop, generator).repeat(views, 1), (crop, crop)
     else:
         pad = round(config.translate * shape[0])
         offsets = torch.randint(0, 2 * pad + 1, (n, 2), generator=generator)
@@ -61,6 +63,25 @@ def augment_input(images: Tensor, config: AugmentConfig, generator: Generator, v
         x.copy_(torch.stack(crops[rows])).div_(255)
         jitter_images_(x, steps.select(rows))
     return out
+
+
+def _uniform_places(images: Tensor, crop: int, generator: Generator) -> Tensor:
+    """Rows and columns (n, 2) of the first pixel of a crop of each image."""
+    free = torch.tensor([images.shape[2] - crop + 1, images.shape[3] - crop + 1])
+    return (torch.rand(len(images), 2, generator=generator) * free).long().minimum(free - 1)
+
+
+def _structured_places(images: Tensor, crop: int, generator: Generator) -> Tensor:
+    """As `_uniform_places`, with a probability proportional to the standard deviation of the crop's grey values. It is
+    known at every eighth of a crop; between these, places are uniform."""
+    step, grey = max(1, crop // 8), images.float().mean(1, keepdim=True).div_(255)
+    coarse = (nn.functional.avg_pool2d(x, step) for x in (grey, grey.square()))
+    mean, square = (nn.functional.avg_pool2d(x, crop // step, 1) for x in coarse)
+    std = (square - mean.square()).clamp_(min=0).sqrt_().flatten(1).cpu() + 1e-6
+    chosen = torch.multinomial(std, 1, generator=generator)[:, 0]
+    corner = step * torch.stack([chosen // mean.shape[3], chosen % mean.shape[3]], 1)
+    last = torch.tensor([images.shape[2] - crop, images.shape[3] - crop])
+    return (corner + torch.randint(0, step, corner.shape, generator=generator)).minimum(last)
 
 
 def _paste(draw: Draw, move: bool = True) -> View:
@@ -126,7 +147,12 @@ VIEWS: dict[str, View] = {
 
 
 def make_batch(
-    images: Tensor, task: tuple[str, ...], config: AugmentConfig, generator: Generator, crop: int = 0
+    images: Tensor,
+    task: tuple[str, ...],
+    config: AugmentConfig,
+    generator: Generator,
+    crop: int = 0,
+    place: str = "uniform",
 ) -> tuple[Tensor, Tensor]:
     """One view per class of every source image, each with its own input augmentation.
 
@@ -135,11 +161,12 @@ def make_batch(
         task: names of `VIEWS`, such as an entry of `tasks.TASKS`.
         crop: as `augment_input`; cropped first, so that every view shows what was done to it (section 2.4). Scars keep
             their size in pixels of the image.
+        place: as `augment_input`.
 
     Returns:
         (classes * n, 3, size, size) float32 in [0, 1], class after class, and (classes * n,) labels.
     """
-    batch = augment_input(images, config, generator, len(task), crop)
+    batch = augment_input(images, config, generator, len(task), crop, place)
     if crop:  # scars scale with what they are pasted on: enlarged so that on the crop they have the image's pixels
         stretch, lengths = images.shape[2] / crop, ("scar_width", "scar_length")
         config = config.replace(**{k: tuple(stretch * v for v in getattr(config, k)) for k in lengths})

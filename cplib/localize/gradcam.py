@@ -5,8 +5,8 @@ anomaly score itself, the squared Mahalanobis distance of the embedding (`locali
 
 Sign: an activation's weight is the gradient of the anomaly score, so a map is high where activations raise the score.
 As embeddings are scaled to length 1, the score does not change with their length, and the map of a density sums to 0
-over an image: what is below 0 speaks for normal. The ReLU of GradCAM would tie all such pixels, about half; maps are
-kept without it, and cut off where they are read if `localize.cam_relu` is set.
+over an image: what is below 0 speaks for normal. The ReLU of its definition ties all such
+pixels, about half; maps are kept without it, and cut off where they are read unless `localize.cam_relu` is false.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from cplib.config import TrainConfig
 from cplib.gde import DensityError
 from cplib.model import STEMS
+from cplib.train import float32
 
 WIDTH = 512  # of the embeddings of a ResNet-18
 _LEAST_VARIANCE = 1e-12  # as cplib.gde: keeps the inverse where all embeddings are equal
@@ -44,18 +45,20 @@ def unit_patches(net: nn.Module, images: Tensor, patch_size: int, stride: int, c
             between patches from untrained networks, and so flattered ours beside the control.
 
     Returns:
-        (n, rows, columns, 512) float16, on the device. A DensityError tells of one that is not finite.
+        (n, rows, columns, 512) float32, on the device. A DensityError tells of one that is not finite.
     """
     side = grid_side(images.shape[-1], patch_size, stride)
     # batches of nearly equal size: kernels are prepared for each new shape
     count = math.ceil(side**2 / _batch_size(patch_size, config.stem, images.device))
     batches = torch.arange(side**2, device=images.device).chunk(count)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    out = torch.empty(len(images), side, side, WIDTH, dtype=torch.half, device=images.device)
+    out = torch.empty(len(images), side, side, WIDTH, dtype=torch.float32, device=images.device)
     for k, image in enumerate(tqdm(images, "patches", unit="image", disable=None, leave=False, delay=2)):
         patches = image.unfold(1, patch_size, stride).unfold(2, patch_size, stride).permute(1, 2, 0, 3, 4)
         chosen = (patches[b // side, b % side].contiguous(memory_format=layout) for b in batches)
-        out[k] = unit_length(torch.cat([net.embed(x.float().div_(255)) for x in chosen])).view(side, side, -1)
+        with float32():
+            found = torch.cat([net.embed(x.float().div_(255)) for x in chosen])
+        out[k] = unit_length(found).view(side, side, -1)
     return out
 
 
@@ -70,11 +73,11 @@ def _batch_size(patch_size: int, stem: str, device: torch.device) -> int:
 
 
 def unit_length(embeddings: Tensor) -> Tensor:
-    """Embeddings (..., d) scaled to length 1, in float16. DensityError if one is not finite."""
+    """Embeddings (..., d) scaled to length 1, in float32. DensityError if one is not finite."""
     scaled = nn.functional.normalize(embeddings.float(), dim=-1)
     if not torch.isfinite(scaled).all():
         raise DensityError("embedding of a patch is not finite")
-    return scaled.half()
+    return scaled
 
 
 class SharedGaussian:

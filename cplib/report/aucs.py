@@ -6,11 +6,12 @@ from sklearn.metrics import roc_auc_score
 
 from cplib.augment.tasks import METHODS
 from cplib.config import Config
+from cplib.report import stats
 from cplib.runs import store
 from cplib.runs.plan import GRADCAM, THREE_WAY
 
 ENSEMBLE = "ensemble_3way"
-AUCS = ["method", "category", "seed", "auc"]
+AUCS = ["method", "category", "seed", "auc", "made_on"]
 
 
 def of_part(config: Config, part: str, density: str | None = None, metric: str = "auc") -> pd.DataFrame:
@@ -20,11 +21,12 @@ def of_part(config: Config, part: str, density: str | None = None, metric: str =
         density: one that the part computes; by default that which tables show, "" for all.
 
     Returns:
-        Columns method, category, variant, seed, feature, density, auc; what the metric is called, its column is auc.
+        Columns method, category, variant, seed, feature, density, auc, made_on; what the metric is called, its column
+        is auc.
     """
     table, density = store.read(config, part), config.gde.density if density is None else density
     table = table[(table["metric"] == metric) & ((table["density"] == density) | (density == ""))]
-    return table.assign(auc=100 * table["value"])[[*store.ID, "feature", "density", "auc"]]
+    return table.assign(auc=100 * table["value"])[[*store.ID, "feature", "density", "auc", "made_on"]]
 
 
 def detection(config: Config, density: str | None = None) -> pd.DataFrame:
@@ -35,7 +37,15 @@ def detection(config: Config, density: str | None = None) -> pd.DataFrame:
 
 
 def ensemble(config: Config, density: str) -> pd.DataFrame:
-    """Image AUC of the ensemble of 3-way models over seeds (section 4.1): columns `AUCS`, a row per category.
+    """Image AUC of the ensemble of 3-way models over seeds (section 4.1): columns `AUCS`, a row per category."""
+    found = of_part(config, "detection", density)
+    made = found[found["method"] == THREE_WAY].groupby("category")["made_on"].first()
+    rows = [(ENSEMBLE, c, 0, 100 * m.mean(), made[c]) for c, m in _ensemble_wins(config, density).items()]
+    return pd.DataFrame(rows, columns=AUCS)
+
+
+def _ensemble_wins(config: Config, density: str) -> dict[str, np.ndarray]:
+    """By category, `stats.wins` of the ensemble, of the seeds that all categories have, as the averages are.
 
     The paper does not state how it combines scores. Here each model's scores are standardised by mean and std of its
     scores of the training images, then averaged.
@@ -43,18 +53,55 @@ def ensemble(config: Config, density: str) -> pd.DataFrame:
     scores, metrics = store.read(config, "detection", "scores"), store.read(config, "detection")
     scores = scores[scores["method"] == THREE_WAY]
     metrics = metrics[(metrics["method"] == THREE_WAY) & (metrics["density"] == density)]
-    stats = metrics.pivot(index=["category", "seed"], columns="metric", values="value")
-    # of the seeds that all categories have, as the averages are
-    common, rows = scores.groupby("category")["seed"].nunique().min(), []
+    of_train = metrics.pivot(index=["category", "seed"], columns="metric", values="value")
+    common, found = scores.groupby("category")["seed"].nunique().min(), {}
     for category, part in scores[scores["seed"] < common].groupby("category", sort=False):
         standardised = []
         for seed, test in part.groupby("seed"):
-            mean, std = stats.loc[(category, seed), ["train_mean", "train_std"]]
+            mean, std = of_train.loc[(category, seed), ["train_mean", "train_std"]]
             standardised.append((test[density].to_numpy() - mean) / max(std, 1e-12))
         if test["label"].nunique() == 2:
-            auc = 100 * float(roc_auc_score(test["label"], np.mean(standardised, axis=0)))
-            rows.append((ENSEMBLE, category, 0, auc))
-    return pd.DataFrame(rows, columns=AUCS)
+            is_bad, score = test["label"].to_numpy() == 1, np.mean(standardised, axis=0)
+            found[category] = stats.wins(score[~is_bad], score[is_bad])
+    return found
+
+
+def wins(config: Config, part: str = "detection") -> dict[tuple[str, str], np.ndarray]:
+    """By method and category, `stats.wins` of the test images, mean over seeds, and those of the ensemble; methods of
+    the part transfer are named as `transfer` does."""
+    scores, density, found = store.read(config, part, "scores"), config.gde.density, {}
+    if part == "transfer":
+        scores = scores[scores["variant"].isin(["0", str(config.transfer.updates)])]
+        scores = scores.assign(method=scores["feature"] + "_" + scores["method"])
+    for name, rows in scores.groupby(["method", "category"], sort=False):
+        if rows["label"].nunique() == 2:
+            by_label = [[test.loc[test["label"] == k, density] for _, test in rows.groupby("seed")] for k in (0, 1)]
+            pairs = zip(*by_label, strict=True)
+            found[name] = np.mean([stats.wins(n.to_numpy(), a.to_numpy()) for n, a in pairs], axis=0)
+    if part == "detection":
+        found |= {(ENSEMBLE, c): matrix for c, matrix in _ensemble_wins(config, density).items()}
+    return found
+
+
+def test_intervals(config: Config) -> pd.DataFrame:
+    """What the sample of test images leaves open: 95 % interval of each mean AUC of Table 1, and of the averages over
+    categories, by a stratified bootstrap over test images with the trained networks as they are. Columns method, group,
+    test_low, test_high."""
+    found, rows = wins(config), []
+    for method in dict.fromkeys(method for method, _ in found):
+        own = {c: found[method, c] for c in config.categories if (method, c) in found}
+        for group, names in {**{c: [c] for c in own}, "all": config.categories}.items():
+            if set(names) <= set(own):
+                low, high = np.percentile(100 * stats.bootstrap([own[c] for c in names]), [2.5, 97.5])
+                rows.append((method, group, low, high))
+    return pd.DataFrame(rows, columns=["method", "group", "test_low", "test_high"])
+
+
+def core_hours(config: Config, part: str, *methods: str) -> float:
+    """What one more seed of some methods costs on the machine that made the results, over all categories."""
+    table = store.read(config, part, "machine")
+    table = table[table["method"].isin(methods)]
+    return float(table.groupby(["method", "category"])["seconds"].mean().sum() / 3600)
 
 
 def transfer(config: Config) -> pd.DataFrame:
@@ -66,11 +113,11 @@ def transfer(config: Config) -> pd.DataFrame:
 
 def localization_metrics(config: Config) -> pd.DataFrame:
     """Metrics of all runs of localisation: columns method (cutpaste_3way: the patch model; untrained; gradcam),
-    category, patch_size in pixels (0 for GradCAM), density (placement), seed, pixel_auc, aupro, image_auc."""
+    category, patch_size in pixels (0 for GradCAM), density (placement), seed, made_on, pixel_auc, aupro, image_auc."""
     table, local, measures = store.read(config, "patches"), config.localize, ["pixel_auc", "aupro", "auc"]
     is_shown = (table["feature"] == local.cam_target) & (table["density"] == ("relu" if local.cam_relu else "raw"))
     table = table[table["metric"].isin(measures) & ((table["method"] != GRADCAM) | is_shown)]
-    index = ["method", "category", "variant", "density", "seed"]
+    index = ["method", "category", "variant", "density", "seed", "made_on"]
     wide = 100 * table.pivot(index=index, columns="metric", values="value").reindex(columns=measures)
     wide = wide.reset_index().rename(columns={"auc": "image_auc", "variant": "patch_size"}).rename_axis(columns=None)
     wide["patch_size"] = pd.to_numeric(wide["patch_size"].str.removesuffix("px")).fillna(0).astype(int)

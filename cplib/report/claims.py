@@ -1,57 +1,77 @@
 """The paper's claims, a row each: what a study's results say of them, and a verdict.
 
 A claim is a difference in percent points that the paper says is above 0. `stats.verdict` judges ours: *reproduced* or
-*not reproduced* where its 95 % confidence interval over seeds (Welch's t) lies above or below 0, else *undecided*.
-Notebooks of tables show the rows of their table.
+*not reproduced* where its 95 % confidence interval lies above or below 0, else *undecided*. The interval is over seeds,
+of differences paired by seed. Where there are no seeds to pair, as for ensembles and pretrained features, it is over
+test images (bootstrap). Notebooks of tables show the rows of their table.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cplib.config import Config
 from cplib.report import aucs, sensitivity, stats, tables
-from cplib.report.tables import EFFECT, UNKNOWN
+from cplib.report.stats import NOT_RUN, VERDICTS  # noqa: F401 - read by notebooks
+from cplib.report.tables import PRETRAINED, UNKNOWN
 from cplib.runs import store
 
 STUDIES = ("demo", "lite", "paper")
-VERDICTS = ("reproduced", "not reproduced", "undecided")
-NOT_RUN = "not run"
-COLUMNS = ["claim", "source", *EFFECT, "verdict"]
+NUMBERS = ["difference", "stderr", "margin", "n", "paper", "more_seeds", "core_hours"]
+COLUMNS = ["claim", "source", "difference", "stderr", "margin", "interval", "n", "categories", "paper"]
+COLUMNS += ["more_seeds", "core_hours", "verdict"]
+_SEEDS, _IMAGES = "seeds", "test images"
 
 
-def _methods(config: Config, better: str, worse: str, table: str = "table1", *others: str) -> dict[str, float]:
+def _methods(config: Config, better: str, worse: str, table: str = "table1", *others: str) -> dict[str, Any]:
     """AUC of one method less that of another, on the average over the categories of a table of the paper."""
+    part, found, trained = "detection", None, (better, worse)
     if table == "table2":  # pixel AUC, with densities placed as section 4.2 chooses
-        found, config = aucs.localization(config), config.replace(categories=config.localize.categories)
+        part, found = "patches", aucs.localization(config)
+        config = config.replace(categories=config.localize.categories)
     elif table == "table3":
-        found = aucs.transfer(config)
+        part, found, trained = "transfer", aucs.transfer(config), ("finetuned",)
     elif table == "table6":  # kinds of synthetic defects, averaged over categories, take the place of these
         found = aucs.of_part(config, "synthetic")
         found = found.pivot_table("auc", ["method", "feature", "seed"], "category", sort=False).dropna().mean(axis=1)
-        found = found.rename("auc").rename_axis(["method", "category", "seed"]).reset_index()
+        found = found.rename("auc").rename_axis(["method", "category", "seed"]).reset_index().assign(made_on="")
         config = config.replace(categories=tuple(dict.fromkeys(found["category"])), textures=())
     elif table == "section5.4":  # of one class against the others
-        found = aucs.of_part(config, "one_class", config.one_class.densities[0])
+        part, found = "one_class", aucs.of_part(config, "one_class", config.one_class.densities[0])
         config = config.replace(categories=config.one_class.classes, textures=())
-    else:
-        found = aucs.detection(config)
-    return tables.compare(found, config, better, worse, table, *others)
+    found = aucs.detection(config) if found is None else found
+    effect = tables.compare(found, config, better, worse, table, *others)
+    if better == aucs.ENSEMBLE or better.endswith(PRETRAINED):
+        effect |= _over_images(config, part, better, worse)
+    return {"interval": _SEEDS, "core_hours": aucs.core_hours(config, part, *trained), **effect}
 
 
-def _separability(config: Config, first: str, second: str, control: bool = False) -> dict[str, float]:
-    """AUC that tells two groups of representations apart, less the 50 of chance or that of random weights: mean over
-    categories, of one seed, which tells no spread."""
-    table = aucs.of_part(config, "representation", density="")
+def _over_images(config: Config, part: str, better: str, worse: str) -> dict[str, Any]:
+    """Difference of two methods, each the mean over its seeds, and its interval by a bootstrap over test images."""
+    found = aucs.wins(config, part)
+    if not all((m, c) in found for m in (better, worse) for c in config.categories):
+        return UNKNOWN
+    parts = [100 * (found[better, c] - found[worse, c]) for c in config.categories]
+    drawn, means = stats.bootstrap(parts), np.array([m.mean() for m in parts])
+    told = {"difference": means.mean(), "stderr": drawn.std(), "margin": 1.96 * drawn.std()}
+    return {**told, "interval": _IMAGES, "n": 0, "categories": f"{(means > 0).sum()} of {len(means)}"}
+
+
+def _separability(config: Config, first: str, second: str, control: bool = False) -> dict[str, Any]:
+    """AUC that tells two groups of representations apart, less the 50 of chance or that of random weights."""
+    table, method = aucs.of_part(config, "representation", density=""), config.tsne.method
     table = table[table["feature"] == f"{first}|{second}"]
-    by_method = table.pivot(index="category", columns="method", values="auc").dropna()
-    by_method = by_method.reindex(columns=list({config.tsne.method, "untrained"}))
-    values = by_method[config.tsne.method] - (by_method["untrained"] if control else 50)
-    return UNKNOWN | {"difference": values.mean()}
+    if not control:
+        chance = table[table["method"] == method].assign(method="chance", auc=50.0)
+        table = pd.concat([table[table["method"] == method], chance])
+    effect = tables.compare(table, config, method, "untrained" if control else "chance", "table1")
+    return {"interval": _SEEDS, **effect, "paper": np.nan, "core_hours": aucs.core_hours(config, "detection", method)}
 
 
-def _within(config: Config, factor: str, margin: float, value: str = "") -> dict[str, float]:
+def _within(config: Config, factor: str, margin: float, value: str = "") -> dict[str, Any]:
     """How far the AUC stays from a loss of `margin` points when a factor leaves its default: at one value, or at the
     one that loses most, which makes chance look like a loss."""
     table = sensitivity.summary(sensitivity.read(config), config, [factor])
@@ -59,8 +79,9 @@ def _within(config: Config, factor: str, margin: float, value: str = "") -> dict
     if table.empty:
         return UNKNOWN
     worst = table.loc[table["change"].idxmin()]
-    found = (worst["change"] + margin, worst["change_stderr"], worst["change_margin"])
-    return dict(zip(EFFECT, (*found, table["paper_change"].min() + margin), strict=True))
+    effect = {"difference": worst["change"] + margin, "n": worst["n"], "paper": table["paper_change"].min() + margin}
+    effect |= {"stderr": worst["change_stderr"], "margin": worst["change_margin"], "interval": _SEEDS}
+    return {**effect, "core_hours": aucs.core_hours(config, "sensitivity", config.sensitivity.method)}
 
 
 _FURTHER = "defects lie further from normal images than with random weights"
@@ -98,20 +119,47 @@ CLAIMS: tuple[tuple, ...] = (
 
 
 def evaluate(config: Config, sources: Sequence[str] = ()) -> pd.DataFrame:
-    """Claims in one study: all, or those of some sources ("Table 1"; "none": our controls), with columns `COLUMNS`. The
-    paper's difference is that for the same categories where it has them, else over all of its data."""
+    """Claims in one study: all, or those of some sources ("Table 1"; "none": our controls), with columns `COLUMNS`.
+
+    The paper's difference is for those of the categories that it has, else over all of its data. Of an undecided claim
+    more_seeds says how many more seeds, at the spread seen, would bring the margin below half the paper's difference
+    (ours, where it has none), and core_hours what they cost on the machine that made the results.
+    """
     rows = []
     for text, source, measure, *arguments in CLAIMS:
         if not sources or source in sources:
-            effect = measure(config, *arguments)
+            effect, more = measure(config, *arguments), np.nan
             verdict = stats.verdict(effect["difference"], effect["margin"])
-            rows.append((text, source, *(effect[k] for k in EFFECT), verdict))
-    return pd.DataFrame(rows, columns=COLUMNS)
+            if verdict == "undecided" and effect["interval"] == _SEEDS:
+                aim = abs(effect["difference"] if np.isnan(effect["paper"]) else effect["paper"]) / 2
+                more = max(0, stats.seeds_needed(effect["stderr"], effect["n"], aim) - effect["n"])
+            hours = more * effect.get("core_hours", np.nan)
+            own = {"claim": text, "source": source, "more_seeds": more, "core_hours": hours, "verdict": verdict}
+            rows.append(effect | own)
+    table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
+    return table.fillna({"interval": "", "categories": "", "n": 0})
 
 
 def shown(config: Config, *sources: str) -> pd.DataFrame:
     """Claims of some tables as their notebooks show them: a row each, cells as text."""
-    return tables.difference_cells(evaluate(config, sources).drop(columns="source").set_index("claim"))
+    return cells(evaluate(config, sources).drop(columns="source").set_index("claim"))
+
+
+def cells(rows: pd.DataFrame) -> pd.DataFrame:
+    """Claims as text: differences with a sign, by category, over what the interval is, and what would decide them."""
+    found = pd.DataFrame(index=rows.index)
+    told = zip(rows["difference"], rows["stderr"], strict=True)
+    found["ours"] = [tables.mean_cell(d, e, sign=True) if pd.notna(d) else "" for d, e in told]
+    found["paper"] = ["" if pd.isna(v) else f"{v:+.1f}" for v in rows["paper"]]
+    found["above 0 in"] = rows["categories"]
+    over = [f"{n:.0f} {text}" if text == _SEEDS else text for n, text in zip(rows["n"], rows["interval"], strict=True)]
+    found["interval over"], found["verdict"] = over, rows["verdict"]
+    most = stats.MOST_SEEDS / 2
+    found["would decide"] = [
+        "" if pd.isna(n) else f"over {most:.0f} more seeds" if n > most else f"{n:.0f} more seeds, {h:.1f} core-hours"
+        for n, h in zip(rows["more_seeds"], rows["core_hours"], strict=True)
+    ]
+    return found
 
 
 def write(config: Config) -> tuple[Path, pd.DataFrame]:
@@ -131,6 +179,8 @@ def read(studies: Sequence[str] = STUDIES) -> pd.DataFrame:
     for study in studies:
         path = Path("results") / study / "claims.csv"
         table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
-        table = known.merge(table, "left", ["claim", "source"]).astype(dict.fromkeys(EFFECT, float))
-        parts.append(table.fillna({"verdict": NOT_RUN}).assign(study=study))
+        table = known.merge(table, "left", ["claim", "source"]).reindex(columns=COLUMNS)
+        table = table.astype(dict.fromkeys(NUMBERS, float))
+        text = {"verdict": NOT_RUN, "interval": "", "categories": "", "n": 0}
+        parts.append(table.fillna(text).assign(study=study))
     return pd.concat(parts, ignore_index=True)

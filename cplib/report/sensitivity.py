@@ -43,15 +43,17 @@ def summary(found: pd.DataFrame, config: Config, factors: Sequence[str]) -> pd.D
     paper, rows = tables.published("table7", "table8").query("group == 'all'").set_index("method")["auc"], []
     for factor in [f for f in factors if f in set(found["factor"])]:
         part = found[found["factor"] == factor]
-        wide = part.pivot(index="value", columns=["seed", "category"], values="auc").dropna(axis=1)
-        by_seed = wide.T.groupby(level="seed").mean().T
+        # seeds of all categories alone: others would be means over other categories
+        wide = part.pivot(index=["value", "seed"], columns="category", values="auc")
+        by_seed = wide.reindex(columns=list(config.sensitivity.categories)).dropna().mean(axis=1)
         default = part.loc[part["is_default"], "value"].iloc[0]
         unit = 256 if factor == "updates" else 1  # the paper's epochs by default
-        names = {v: _PAPER[factor].format(float(v) * unit) for v in by_seed.index if factor in _PAPER}
-        theirs = {v: float(paper.get(names.get(v), np.nan)) for v in by_seed.index}
-        for value in dict.fromkeys(part["value"]):
-            values, change = by_seed.loc[value], by_seed.loc[value] - by_seed.loc[default]
-            margin = stats.spread([(change.sem(), len(change))])["margin"]
-            ours = (values.mean(), values.sem(), len(values), change.mean(), change.sem(), margin)
+        known = by_seed.index.unique("value")
+        names = {v: _PAPER[factor].format(float(v) * unit) for v in known if factor in _PAPER}
+        theirs = {v: float(paper.get(names.get(v), np.nan)) for v in known}
+        for value in [v for v in dict.fromkeys(part["value"]) if v in known and default in known]:
+            values, change = by_seed[value], (by_seed[value] - by_seed[default]).dropna()
+            spread = stats.t_interval(change)
+            ours = (values.mean(), values.sem(), len(values), change.mean(), spread["stderr"], spread["margin"])
             rows.append((factor, value, value == default, *ours, theirs[value], theirs[value] - theirs[default]))
     return pd.DataFrame(rows, columns=SUMMARY)

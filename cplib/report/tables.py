@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,9 @@ from cplib.report import stats
 from cplib.runs import store
 
 PUBLISHED = Path("results/published/published_results.csv")
-EFFECT = ("difference", "stderr", "margin", "paper")  # what `compare` tells
-UNKNOWN = dict.fromkeys(EFFECT, np.nan)
+UNKNOWN = dict.fromkeys(["difference", "stderr", "margin", "paper"], np.nan)
+UNKNOWN |= {"n": 0, "categories": "", "interval": ""}
+MIXED = "†"  # a mean over runs some of which were trained in bfloat16, some in float32
 PRETRAINED = "_pretrained"  # end of the names of methods without training, whose features know no seed
 
 
@@ -22,48 +24,56 @@ def published(*tables: str) -> pd.DataFrame:
     return rows[rows["table"].isin(tables)][["group", "method", "auc", "stderr"]]
 
 
-def _averages(config: Config, categories: Sequence[str]) -> dict[str, list[str]]:
-    """Averages over categories that the paper's tables show, and the categories of each."""
-    textures = [c for c in categories if c in config.textures]
-    return {"texture": textures, "object": [c for c in categories if c not in textures], "all": list(categories)}
+def in_paper(categories: Sequence[str]) -> list[str]:
+    """Those of some categories for which the paper has numbers."""
+    known = set(published("table1")["group"])
+    return [c for c in categories if c in known]
+
+
+def _averages(config: Config) -> dict[str, list[str]]:
+    """Averages over categories, and the categories of each. Textures and objects are averaged separately where there
+    are both, and so are those that the paper has where it lacks others."""
+    textures, known = [c for c in config.categories if c in config.textures], in_paper(config.categories)
+    groups = {"texture": textures, "object": [c for c in config.categories if c not in textures]}
+    groups = {"in the paper": known, **(groups if all(groups.values()) else {})}
+    proper = {k: v for k, v in groups.items() if 0 < len(v) < len(config.categories)}
+    return {**proper, "all": list(config.categories)}
 
 
 def summarize(found: pd.DataFrame, config: Config) -> pd.DataFrame:
     """Mean, standard error and number of seeds of each method and category, and of the averages.
 
-    An average over categories is taken seed by seed, over the seeds that all of them have; textures and objects are
-    averaged separately where there are both. From columns method, category, seed, auc to columns method, group, mean,
-    stderr, n; a group is a category, or "texture", "object" or "all".
+    An average over categories is taken seed by seed, over the seeds that all of them have. From columns method,
+    category, seed, auc and made_on to columns method, group, mean, stderr, n, precisions; a group is a category, or
+    "texture", "object", "in the paper" or "all"; precisions are those of the training, joined by " and ".
     """
-    groups = {c: [c] for c in config.categories} | _averages(config, config.categories)
-    if not (groups["texture"] and groups["object"]):  # the one there is would repeat "all"
-        del groups["texture"], groups["object"]
-    rows = []
+    groups, rows = {c: [c] for c in config.categories} | _averages(config), []
     for method, part in found.groupby("method", sort=False):
         by_seed = part.pivot(index="seed", columns="category", values="auc")
         for group, categories in groups.items():
             values = by_seed.reindex(columns=categories).dropna().mean(axis=1)
+            made = part[part["seed"].isin(values.index) & part["category"].isin(categories)]["made_on"]
+            precisions = " and ".join(sorted(set(made.str.split("-").str[1].dropna())))
             if len(values):
-                rows.append((method, group, values.mean(), values.sem(), len(values)))
-    return pd.DataFrame(rows, columns=["method", "group", "mean", "stderr", "n"])
+                rows.append((method, group, values.mean(), values.sem(), len(values), precisions))
+    return pd.DataFrame(rows, columns=["method", "group", "mean", "stderr", "n", "precisions"])
 
 
 def beside_paper(summary: pd.DataFrame, config: Config, *tables: str) -> pd.DataFrame:
     """Add the paper's numbers for the same categories: columns paper, paper_stderr, paper_categories.
 
-    The paper's average is that of its values for the very categories that ours has; where the paper has none of them,
-    its own average over all of MVTec AD stands there, marked in the column paper_categories.
+    The paper's average is that of its values for the very categories that ours has ("same"). Where the paper has none
+    of the study's categories, its own average over all of MVTec AD stands there, marked in the column paper_categories.
     """
     paper = published(*tables).set_index(["method", "group"])
-    known = [c for c in config.categories if c in set(paper.index.get_level_values("group"))]
-    averages, rows = _averages(config, known), []
+    averages, known, rows = _averages(config), in_paper(config.categories), []
     for method, group in zip(summary["method"], summary["group"], strict=True):
-        value, error, of = np.nan, np.nan, ""
-        if averages.get(group) and (method, averages[group][0]) in paper.index:
-            value, of = float(np.mean([paper.loc[(method, c), "auc"] for c in averages[group]])), "same"
-        elif (method, group) in paper.index:
+        value, error, of, names = np.nan, np.nan, "", averages.get(group, [])
+        if names and all((method, c) in paper.index for c in names):
+            value, of = float(np.mean([paper.loc[(method, c), "auc"] for c in names])), "same"
+        elif (method, group) in paper.index and (not names or not known or (method, known[0]) not in paper.index):
             value, error = paper.loc[(method, group), ["auc", "stderr"]]
-            of = "all of MVTec AD" if group in averages else "same"
+            of = "all of MVTec AD" if names else "same"
         rows.append((value, error, of))
     columns = ["paper", "paper_stderr", "paper_categories"]
     return pd.concat([summary, pd.DataFrame(rows, columns=columns, index=summary.index)], axis=1)
@@ -71,11 +81,12 @@ def beside_paper(summary: pd.DataFrame, config: Config, *tables: str) -> pd.Data
 
 def layout(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     """The table as the paper prints it: a column per method; per group a row ours and a row paper, each cell mean ±
-    standard error (number of seeds) in percent."""
+    standard error (number of seeds) in percent. `MIXED` marks means over runs of different precisions."""
     rows = {}
     for group, part in table.set_index("method").groupby("group", sort=False):
         ours = part[part["mean"].notna()]
-        rows[group, "ours"] = {m: mean_cell(*ours.loc[m, ["mean", "stderr", "n"]]) for m in ours.index}
+        marks = ours["precisions"].str.contains(" and ").map({True: f" {MIXED}", False: ""})
+        rows[group, "ours"] = {m: mean_cell(*ours.loc[m, ["mean", "stderr", "n"]]) + marks[m] for m in ours.index}
         for of, paper in part[part["paper"].notna()].groupby("paper_categories", sort=False):
             source = "paper" if of == "same" else f"paper, {of}"
             rows[group, source] = {m: mean_cell(*paper.loc[m, ["paper", "paper_stderr"]]) for m in paper.index}
@@ -101,7 +112,8 @@ def to_markdown(cells: pd.DataFrame) -> str:
     flat = cells.reset_index()
     if isinstance(cells.index, pd.MultiIndex):
         flat.iloc[:, 0] = flat.iloc[:, 0].where(~flat.iloc[:, 0].duplicated(), "")
-    return flat.to_markdown(index=False, disable_numparse=True)
+    text = flat.to_markdown(index=False, disable_numparse=True)
+    return f"{text}\n\n{MIXED} mean over trainings in bfloat16 and in float32" if MIXED in text else text
 
 
 def save(table: pd.DataFrame, cells: pd.DataFrame, config: Config, name: str) -> None:
@@ -111,29 +123,36 @@ def save(table: pd.DataFrame, cells: pd.DataFrame, config: Config, name: str) ->
     store.replace_bytes(folder / f"{name}.md", f"{to_markdown(cells)}\n".encode())
 
 
-def compare(found: pd.DataFrame, config: Config, better: str, worse: str, *tables: str) -> dict[str, float]:
+def compare(found: pd.DataFrame, config: Config, better: str, worse: str, *tables: str) -> dict[str, Any]:
     """How far one method is above another, on the average over the study's categories; `found` as for `summarize`.
 
+    Differences are paired: a seed fixes initial weights and source images of all methods. Pretrained features, which
+    know no seed, are compared with each seed of the other side.
+
     Returns:
-        difference of the means in percent points, its stderr, margin (half its 95 % confidence interval) and, from some
-        tables, the paper's difference for the same categories, else over all of MVTec AD. NaN where unknown: one seed
-        on a side tells no spread.
+        difference in percent points, its stderr, margin (half its 95 % confidence interval by Student's t over n common
+        seeds); categories: in how many of them the mean difference is above 0; paper: from some tables, the paper's
+        difference for those of the categories that it has, else over all of MVTec AD. NaN where unknown.
     """
-    rows = beside_paper(summarize(found, config), config, *tables)
-    rows = rows[rows["group"] == "all"].set_index("method")
-    if not {better, worse} <= set(rows.index):
+    sides = (found[found["method"] == m].pivot(index="seed", columns="category", values="auc") for m in (better, worse))
+    a, b = (side.reindex(columns=list(config.categories)).dropna() for side in sides)
+    if worse.endswith(PRETRAINED) and len(b):
+        b = pd.DataFrame([b.iloc[0]] * len(a), index=a.index)
+    difference = (a - b).dropna()
+    if difference.empty:
         return UNKNOWN
-    a, b = rows.loc[better], rows.loc[worse]
-    # Pretrained features have no seed, so no spread: it is that of the other side
-    sides = [(row["stderr"], row["n"]) for row in (a, b) if not row.name.endswith(PRETRAINED)]
-    theirs = a["paper"] - b["paper"]
-    if a["paper_categories"] != b["paper_categories"]:  # one is known for our categories, the other is not
-        paper = published(*tables).query("group == 'all'").set_index("method")["auc"]
-        theirs = paper.get(better, np.nan) - paper.get(worse, np.nan)
-    return {"difference": a["mean"] - b["mean"], **stats.spread(sides), "paper": theirs}
+    mean, by_seed = difference.mean(), difference.mean(axis=1)
+    told = {"difference": by_seed.mean(), **stats.t_interval(by_seed), "n": len(by_seed)}
+    return {
+        **told,
+        "categories": f"{(mean > 0).sum()} of {len(mean)}",
+        "paper": _theirs(config, better, worse, *tables),
+    }
 
 
-def difference_cells(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `compare` and their verdicts as tables show them: differences with a sign, the error without."""
-    cells = table.drop(columns="margin").map(lambda v: v if isinstance(v, str) else "" if pd.isna(v) else f"{v:+.1f}")
-    return cells.assign(stderr=["" if pd.isna(e) else f"{e:.1f}" for e in table["stderr"]])
+def _theirs(config: Config, better: str, worse: str, *tables: str) -> float:
+    """The paper's difference of two methods, for those of the study's categories that it has, else over all."""
+    paper = published(*tables).pivot_table("auc", "group", "method").reindex(columns=[better, worse])
+    known = paper.reindex(in_paper(config.categories)).dropna()
+    rows = known if len(known) else paper.reindex(["all"])
+    return float((rows[better] - rows[worse]).mean())

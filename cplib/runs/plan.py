@@ -4,12 +4,13 @@
 |---|---|---|---|
 | detection | tables 1, 4, 5 | one phase, or none: the control | density |
 | patches | table 2, figure 4 | one phase on crops; GradCAM: that of detection | maps, gradcam |
-| curve | AUC against updates | one phase | density |
 | transfer | table 3 | head alone, then all layers, of a pretrained network | density |
 | synthetic | table 6 | that of detection | synthetic |
 | representation | figure 3 | that of detection | representation |
 | sensitivity | tables 7 and 8 | one phase | density |
 | one_class | section 5.4 | one phase | density |
+| curve | AUC against the cost of training | one phase | density |
+| recipes | what to train with | one phase, without some images | held_out: by these images |
 
 Runs that share a training share its weights: it is done once. This module needs no torch, so that tables can
 be read without it.
@@ -28,7 +29,7 @@ from cplib.config import AugmentConfig, Config, ConfigError, LocalizeConfig, One
 
 # Raise it in a change after which the same parameters train, score or draw something else. A test with stored
 # numbers (tests/test_guard.py) fails where that was forgotten.
-RECIPE = 1
+RECIPE = 2
 
 THREE_WAY = "cutpaste_3way"  # of the patch model, of transfer, and of the model that GradCAM explains
 GRADCAM = "gradcam"
@@ -61,6 +62,7 @@ class Training:
     backbone: str = RESNET18
     weights: str = ""  # of a pretrained backbone
     classes: tuple[int, int] | None = None  # of a folder None; else training and test images of each class (0: all)
+    held_out: bool = False  # leaves out every fifth training image
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -73,7 +75,7 @@ class Training:
         plain |= {"phases": [p.model_dump() for p in self.phases], "recipe": RECIPE, "weights": Path(self.weights).name}
         if self.phases:
             plain["augment"] = self.augment.model_dump()
-        names = ("head_layers", "normalize", "stem", "precision", "channels_last", "threads")
+        names = ("head_layers", "normalize", "stem", "channels_last", "threads")
         return plain | {"settings": {k: getattr(self.settings, k) for k in names}}
 
     def cost(self) -> float:
@@ -95,11 +97,11 @@ class Run:
     scorer: str  # name in `scorers.SCORERS`
     scoring: Mapping[str, Any] = field(compare=False)  # parameters of the scorer, ready for JSON
 
-    @property
-    def key(self) -> str:
-        """Digest of all parameters that decide the results. A result with another key is stale."""
+    def key(self, made_on: str) -> str:
+        """Digest of all that decides the results: parameters, and what `train.made_on` tells of the machine that made
+        them. A result is stale when its key is not that of the run for the `made_on` that is stored beside it."""
         scoring = {k: v for k, v in self.scoring.items() if not k.endswith("_path")}
-        return digest({"training": self.training.identity(), self.scorer: scoring})
+        return digest({"training": self.training.identity(), self.scorer: scoring, "made_on": made_on})
 
     @property
     def id(self) -> tuple[str, str, str, int]:
@@ -125,8 +127,12 @@ def _run(config: Config, part: str, name: tuple, scorer: str = "density", scorin
     """A run by its part and id. But for some changes it is trained as the sections data, augment and train say."""
     method, category, _, seed = name
     own = {"category": category, "seed": seed, "task": method, "source": config.data.root, "augment": config.augment}
-    own |= {"image_size": config.data.image_size, "settings": config.train} | changes
-    task, settings = own["task"], own["settings"]
+    own |= {"image_size": config.data.image_size, "settings": config.train}
+    own |= {"crop": config.train.crop if method != UNTRAINED else 0} | changes
+    task, settings = own["task"], own["settings"].replace(crop=0)  # the training's own says it
+    own["settings"] = settings
+    if own["crop"]:
+        own["augment"] = _fitting(own["augment"], own["crop"], own["image_size"])
     if task not in METHODS:
         raise ConfigError(f"method {task!r}: unknown; known: {', '.join(METHODS)}")
     own.setdefault("phases", (settings,) if task != UNTRAINED and settings.updates else ())
@@ -140,26 +146,26 @@ def _detection(config: Config) -> Iterator[Run]:
         yield from (_run(config, "detection", (m, c, "", seed)) for m, c, n in grid if seed < n)
 
 
-def patch_augment(config: Config, size: int) -> AugmentConfig:
-    """Augmentation of a patch model: scars are cut to fit into its crops at any angle. ConfigError if too wide."""
+def _fitting(augment: AugmentConfig, crop: int, image_size: int) -> AugmentConfig:
+    """Scars are cut to fit into crops of some pixels at any angle. ConfigError if too wide."""
     # a pixel less, as lengths are rounded to pixels; lengths are those of a 256 px image
-    crop, widest = (size - 1) * 256 / config.localize.image_size, config.augment.scar_width[1]
-    if widest >= crop:
-        raise ConfigError(f"augment.scar_width: must be below {crop:g} for patches of {size} px, got {widest:g}")
-    longest = (crop**2 - widest**2) ** 0.5
-    return config.augment.replace(scar_length=tuple(min(n, longest) for n in config.augment.scar_length))
+    side, widest = (crop - 1) * 256 / image_size, augment.scar_width[1]
+    if widest >= side:
+        raise ConfigError(f"augment.scar_width: must be below {side:g} for crops of {crop} px, got {widest:g}")
+    longest = (side**2 - widest**2) ** 0.5
+    return augment.replace(scar_length=tuple(min(n, longest) for n in augment.scar_length))
 
 
 def _own(config: Config, section: LocalizeConfig | OneClassConfig) -> dict[str, Any]:
     settings = config.train.replace(**{k: getattr(section, k) for k in OwnTraining.model_fields})
-    return {"image_size": section.image_size, "settings": settings}
+    return {"image_size": section.image_size, "settings": settings, "crop": 0}
 
 
 def _patches(config: Config) -> Iterator[Run]:
     local, own = config.localize, _own(config, config.localize)
     scoring = local.model_dump(include={"stride", "sigma", "border"}) | {"densities": sorted(local.densities)}
     for size in local.patch_sizes:
-        own |= {"crop": size, "augment": patch_augment(config, size)}
+        own["crop"] = size
         # the tables show the first size, and compare it with the others
         seeds = range(local.seeds if size == local.patch_sizes[0] else local.compare_seeds)
         for seed, category, method in product(seeds, local.categories, (THREE_WAY, UNTRAINED)):
@@ -171,13 +177,26 @@ def _patches(config: Config) -> Iterator[Run]:
 
 
 def _curve(config: Config) -> Iterator[Run]:
-    grid = [(int(size), n) for size, updates in config.curve.updates.items() for n in updates]
-    for size, updates in sorted(grid, key=lambda point: point[0] ** 2 * point[1]):
-        point = config.replace(data=config.data.replace(image_size=size), train=config.train.replace(updates=updates))
-        # without training the methods are one, of as many seeds as the grid has: they cost seconds
-        for method, category in product(config.curve.methods if updates else [UNTRAINED], config.categories):
-            for seed in range(config.curve.seeds if updates else config.n_seeds(UNTRAINED, category)):
-                yield _run(point, "curve", (method, category, f"{size}px-{updates}", seed))
+    section = config.curve
+    for category, seed in product(config.categories, range(section.seeds)):
+        yield _run(config, "curve", (UNTRAINED, category, "0", seed))
+    points = [(n, name) for name, lengths in section.updates.items() for n in lengths]
+    for updates, name in sorted(points):
+        point = config.changed({**section.recipes[name], "train.updates": updates})
+        for method, category, seed in product(section.methods, config.categories, range(section.seeds)):
+            yield _run(point, "curve", (method, category, f"{name}-{updates}", seed))
+
+
+def _recipes(config: Config) -> Iterator[Run]:
+    """Trainings without every fifth training image, by which they are measured."""
+    section, variants = config.recipes, {"untrained": {}, **config.recipes.variants}
+    for seed, (name, changes), category in product(range(section.seeds), variants.items(), section.categories):
+        method = UNTRAINED if name == UNTRAINED else section.method
+        changed = config.changed(changes)
+        scoring = {"density": config.gde.density, "task": METHODS[section.method]}
+        # the same measure for all
+        scoring["augment"] = config.augment.replace(area_ratio=section.area_ratio).model_dump()
+        yield _run(changed, "recipes", (method, category, name, seed), "held_out", scoring, held_out=True)
 
 
 def sensitivity_values(config: Config) -> Iterator[tuple[str, Any, Config, bool]]:
@@ -217,15 +236,14 @@ def _of_detection(config: Config, part: str, methods: Iterable[str], n_seeds: in
 
 def _synthetic(config: Config) -> Iterator[Run]:
     section = config.synthetic
-    scoring = section.model_dump(include={"per_image", "seed"})
-    scoring |= {"density": config.gde.density, "area_ratio": config.augment.area_ratio}
+    scoring = section.model_dump(include={"per_image", "seed", "area_ratio"}) | {"density": config.gde.density}
     scoring |= {"digits_path": section.digits, "natural_images_path": section.natural_images}
     return _of_detection(config, "synthetic", section.methods, section.seeds, scoring)
 
 
 def _representation(config: Config) -> Iterator[Run]:
-    scoring = config.tsne.model_dump(exclude={"method"}) | {"augment": config.augment.model_dump()}
-    return _of_detection(config, "representation", [config.tsne.method], 1, scoring)
+    scoring = config.tsne.model_dump(exclude={"method", "seeds"}) | {"augment": config.augment.model_dump()}
+    return _of_detection(config, "representation", [config.tsne.method], config.tsne.seeds, scoring)
 
 
 def _one_class(config: Config) -> Iterator[Run]:
@@ -241,12 +259,11 @@ def _transfer(config: Config) -> Iterator[Run]:
     """Pretrained features, which know no seed, then fine-tuned ones; variants are updates of all layers."""
     section = config.transfer
     # what section A.4 does not change is that of stage 1; the weights bring their own normalisation and stem
-    common = config.train.replace(sources=section.sources, normalize="imagenet", stem="imagenet")
+    common = config.train.replace(sources=section.sources, normalize="imagenet", stem="imagenet", crop=0)
     tuned = common.replace(precision=section.precision, updates=section.updates, learning_rate=section.learning_rate)
     head = tuned.replace(updates=section.head_updates, learning_rate=section.head_learning_rate)
-    # always embedded in float32: it costs seconds, and the density looks at small differences
-    own = {"image_size": section.image_size, "settings": common.replace(precision="float32")}
-    own |= {"backbone": section.backbone, "weights": section.weights}
+    own = {"image_size": section.image_size, "settings": common}
+    own |= {"backbone": section.backbone, "weights": section.weights, "crop": 0}
     scoring = {"densities": list(config.gde.densities), "levels": list(section.levels)}
     table = [(section.updates, seed) for seed in range(section.seeds)]
     curve = [(n, seed) for n in section.curve if n for seed in range(section.curve_seeds)]
@@ -257,6 +274,6 @@ def _transfer(config: Config) -> Iterator[Run]:
 
 
 # in the order in which they are done; a part is called as its function
-_ALL = (_detection, _patches, _curve, _transfer, _synthetic, _representation, _sensitivity, _one_class)
+_ALL = (_detection, _patches, _transfer, _synthetic, _representation, _sensitivity, _one_class, _curve, _recipes)
 _MAKERS = {maker.__name__.removeprefix("_"): maker for maker in _ALL}
 PARTS = tuple(_MAKERS)

@@ -13,9 +13,8 @@ import torch
 
 from cplib import data, gde, machine, model, train
 from cplib.config import Config, ConfigError
-from cplib.runs import store
+from cplib.runs import scorers, store
 from cplib.runs.plan import Run, digest
-from cplib.runs.scorers import SCORERS
 from cplib.runs.store import Result
 from cplib.runs.trained import Trained
 
@@ -76,24 +75,23 @@ def run_all(
 def _todo(config: Config, runs: Sequence[Run], arrays: bool, device: torch.device) -> list[Run]:
     """Runs whose results are missing or stale. What would stop one after hours shows here."""
     study = store.study_folder(config)
-    stored = {part: store.stored_keys(study, part) for part in {run.part for run in runs}}
-    todo, absent = [], {}
+    valid, todo, absent = store.valid(study, runs), [], {}
     for run in runs:
-        trained, found = Trained(run.training, study, config.data.cache, device), stored[run.part].get(run.id, ("",))
+        trained = Trained(run.training, study, config.data.cache, device)
         for name in run.scoring.get("densities", []) if run.scorer == "density" else []:
             gde.density(name)
         try:
             package = _PACKAGES.get(run.scorer) or ("timm" if run.part == "transfer" else "torch")
             if importlib.util.find_spec(package) is None:
                 raise model.WeightsMissingError(f"package {package} is missing: pip install {package}")
-            is_valid = found == (run.key, trained.data)
+            is_stale = valid.get(run) != scorers.data_digest(run, trained)
         except model.WeightsMissingError as error:  # what needs them is left out, and all else is done
-            if found[0] != run.key:
+            if run not in valid:
                 absent.setdefault(str(error), []).append(run)
             continue
         if run.scorer in ("maps", "gradcam"):
             trained.masks(run)
-        if not is_valid or (arrays and not all(p.exists() for p in trained.files(run))):
+        if is_stale or (arrays and not all(p.exists() for p in trained.files(run))):
             todo.append(run)
     log.info("%d of %d runs have valid results", len(runs) - len(todo) - sum(map(len, absent.values())), len(runs))
     for reason, left_out in absent.items():
@@ -110,10 +108,9 @@ def _do(group: list[Run], study: Path, cache: str, device: torch.device) -> list
             started = time.perf_counter()
             trained.keep_weights |= run.part in ("detection", "patches")
             try:
-                found = SCORERS[run.scorer](run, trained)
-                found.data, precision = trained.data, train.resolved_precision(device, training.settings.precision)
-                found.machine = {"seconds": round(time.perf_counter() - started, 1), "precision": precision}
-                found.machine |= machine.facts(device)
+                found = scorers.SCORERS[run.scorer](run, trained)
+                found.data, found.made_on = scorers.data_digest(run, trained), trained.made_on
+                found.machine = {"seconds": round(time.perf_counter() - started, 1), **machine.facts(device)}
             except ERRORS as error:
                 found = error
             done.append((run, found))

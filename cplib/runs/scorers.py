@@ -6,21 +6,28 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.metrics import roc_auc_score
 
 from cplib import data, gde, model, synthetic, train
-from cplib.config import ConfigError
+from cplib.augment import views
+from cplib.config import AugmentConfig, ConfigError
 from cplib.localize import patch_maps, pixels
 from cplib.runs import representation
-from cplib.runs.plan import Run
+from cplib.runs.plan import RESNET18, Run
 from cplib.runs.store import Result
 from cplib.runs.trained import Trained, load_arrays, save_arrays
+
+_DRAWS = 2  # augmented views of each held-out image, as there are few
 
 
 def _density(run: Run, trained: Trained) -> Result:
     """AUC by each density on embeddings, at each level (section 2.3)."""
     images, (embeddings, history) = trained.images, trained.embeddings
     levels, result = run.scoring.get("levels", [model.POOL]), Result(_accuracy(history), history=history)
+    if (t := run.training).backbone != RESNET18:
+        folded = model.is_folded(model.weights_file(t.backbone, t.weights))
+        result.metrics.append(("", "", "folded_norm", float(folded)))
     if unknown := [k for k in levels if k not in embeddings]:
         raise ConfigError(f"transfer.levels: {run.training.backbone} has no {unknown[0]}")
     for level in levels:
@@ -67,9 +74,7 @@ def _gradcam(run: Run, trained: Trained) -> Result:
 
         scores, fitted = {"logit": gradcam.logit_score}, gde.density(run.scoring["density"])
         if isinstance(fitted, gde.GaussianDensity):
-            settings = run.training.settings.replace(precision="float32")  # as gradients are taken
-            normal = train.embed(trained.network, trained.images.train.to(trained.device), settings)
-            fitted.fit(normal[model.POOL].numpy())
+            fitted.fit(trained.embed(trained.images.train))
             scores["density"] = gradcam.density_score(fitted, trained.device)
         test = trained.images.test.to(trained.device)
         found = {name: gradcam.maps(trained.network, test, score) for name, score in scores.items()}
@@ -80,6 +85,43 @@ def _gradcam(run: Run, trained: Trained) -> Result:
             result.metrics.append((target, name, "pixel_auc", pixels.auroc(spread, masks)))
             result.metrics.append((target, name, "aupro", pixels.aupro(spread, masks)))
     return result
+
+
+def _held_out(run: Run, trained: Trained) -> Result:
+    """How well normal images that training did not see tell themselves from their augmented views: by the classifier
+    (accuracy and loss), and by the density of the others (AUC of each view). No test image is looked at."""
+    t, scoring, (net, history) = run.training, run.scoring, trained._network
+    result, (normal, held_out) = Result(_accuracy(history), history=history), trained.normal()
+    generator = torch.Generator().manual_seed(t.seed)
+    for phase in t.phases:
+        batches = (
+            views.make_batch(held_out, t.views, t.augment, generator, t.crop, phase.crop_place) for _ in range(_DRAWS)
+        )
+        with torch.inference_mode(), train.float32():
+            found = [(net(x.to(trained.device)).cpu(), labels) for x, labels in batches]
+        logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
+        loss, right = torch.nn.functional.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()
+        result.metrics += [("held out", "", "accuracy", float(right)), ("held out", "", "loss", float(loss))]
+    density = gde.density(scoring["density"]).fit(trained.embed(normal))
+    low = density.score_samples(trained.embed(held_out))
+    for view in scoring["task"][1:]:
+        high = []
+        for _ in range(_DRAWS):
+            x = held_out.float() / 255
+            views.VIEWS[view](x, AugmentConfig(**scoring["augment"]), generator)
+            high.append(density.score_samples(trained.embed((255 * x).round().to(torch.uint8))))
+        labels = np.repeat([0, 1], [len(low), _DRAWS * len(low)])
+        auc = roc_auc_score(labels, np.concatenate([low, *high]))
+        result.metrics.append((view, scoring["density"], "auc", float(auc)))
+    return result
+
+
+def data_digest(run: Run, trained: Trained) -> str:
+    """Digest of the images that a run looks at: with it, the key tells valid results from stale ones."""
+    if run.scorer != "synthetic":
+        return trained.data
+    paths = run.scoring["digits_path"], run.scoring["natural_images_path"]
+    return f"{trained.data}-{synthetic.fillings(*paths).digest}"
 
 
 def _synthetic(run: Run, trained: Trained) -> Result:
@@ -116,4 +158,4 @@ def _accuracy(history: Sequence[dict[str, Any]]) -> list[tuple[str, str, str, fl
 
 
 SCORERS: dict[str, Callable[[Run, Trained], Result]] = {"density": _density, "maps": _maps, "gradcam": _gradcam}
-SCORERS |= {"synthetic": _synthetic, "representation": representation.score}
+SCORERS |= {"held_out": _held_out, "synthetic": _synthetic, "representation": representation.score}

@@ -6,8 +6,9 @@ results/<study>/runs/<part>/history.csv    a row per run, phase and point of tra
 results/<study>/runs/<part>/machine.csv    where and how long a run was made; no result depends on it
 results/<study>/arrays/<training>/         weights, embeddings, maps, kept by `trained`; not in git
 
-A result is stale when its key (`plan.Run.key`, a digest of parameters and `plan.RECIPE`) is no longer that of the run.
-`python -m cplib run` also compares the digest of the images. Files are replaced as a whole, under a lock, so that
+A result is stale when its key is no longer that of the run (`plan.Run.key`: parameters, `plan.RECIPE`, and on what it
+was made). Results of another device or precision stay valid, and tables mark averages over both. `python -m cplib run`
+also compares the digest of the images. Files are replaced as a whole, under a lock, so that
 several processes may write. Nothing is ever deleted from `arrays`: remove old folders by hand, or all of it.
 """
 
@@ -26,12 +27,12 @@ from cplib.runs.plan import Run, plan
 
 ID = ["method", "category", "variant", "seed"]
 COLUMNS = {
-    "metrics": [*ID, "feature", "density", "metric", "value", "key", "data"],
+    "metrics": [*ID, "feature", "density", "metric", "value", "made_on", "key", "data"],
     "scores": [*ID, "feature", "image", "defect", "label"],
     "history": [*ID, "phase", "update", "learning_rate", "loss", "accuracy"],
-    "machine": [*ID, "seconds", "device", "precision", "torch", "commit", "peak_memory_mib"],
+    "machine": [*ID, "seconds", "device", "torch", "commit", "peak_memory_mib"],
 }
-_TEXT = {*ID[:3], "feature", "density", "metric", "key", "data", "image", "defect", "phase"}
+_TEXT = {*ID[:3], "feature", "density", "metric", "made_on", "key", "data", "image", "defect", "phase"}
 # Significant digits. Log-densities are large and differ little: with 6, ties moved the AUC by up to 0.03.
 # More than 9 depend on the number of threads
 _DIGITS = 9
@@ -46,6 +47,7 @@ class Result:
     history: list[Mapping[str, Any]] = field(default_factory=list)  # rows as in history.csv
     machine: dict[str, Any] = field(default_factory=dict)  # facts as in machine.csv
     data: str = ""  # digest of the images, and of pretrained weights
+    made_on: str = ""  # as `train.made_on` tells it
 
     def __str__(self) -> str:
         for feature, density, metric, value in self.metrics:
@@ -78,7 +80,8 @@ def write(study: Path, part: str, results: Iterable[tuple[Run, Result]]) -> None
     new: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}
     for run, result in results:
         ids.add(run.id)
-        metrics = pd.DataFrame(result.metrics, columns=COLUMNS["metrics"][4:8]).assign(key=run.key, data=result.data)
+        own = {"made_on": result.made_on, "key": run.key(result.made_on), "data": result.data}
+        metrics = pd.DataFrame(result.metrics, columns=COLUMNS["metrics"][4:8]).assign(**own)
         machine = pd.DataFrame([result.machine] if result.machine else [])
         tables = ([metrics], result.scores, [pd.DataFrame(result.history)], [machine])
         for name, found in zip(COLUMNS, tables, strict=True):
@@ -96,23 +99,29 @@ def write(study: Path, part: str, results: Iterable[tuple[Run, Result]]) -> None
 
 def read(config: Config, part: str, kind: str = "metrics") -> pd.DataFrame:
     """Valid results of a part, in the order of the plan: the columns of the file of that kind, one of `COLUMNS`."""
-    table, left = _load(study_folder(config) / "runs" / part, kind), {run.id for run in missing(config, part)}
+    table, absent = _load(study_folder(config) / "runs" / part, kind), {run.id for run in missing(config, part)}
     table = table.dropna(subset=["value"]) if kind == "metrics" else table
-    places = {run.id: n for n, run in enumerate(plan(config, [part])) if run.id not in left}
+    places = {run.id: n for n, run in enumerate(plan(config, [part])) if run.id not in absent}
     places = pd.Series([places.get(i, -1) for i in _ids(table)], table.index, dtype=int)
     return table.loc[places[places >= 0].sort_values(kind="stable").index]
 
 
 def missing(config: Config, part: str) -> list[Run]:
     """Runs of a part without valid results."""
-    keys = stored_keys(study_folder(config), part)
-    return [run for run in plan(config, [part]) if keys.get(run.id, ("",))[0] != run.key]
+    runs = plan(config, [part])
+    found = valid(study_folder(config), runs)
+    return [run for run in runs if run not in found]
 
 
-def stored_keys(study: Path, part: str) -> dict[tuple, tuple[str, str]]:
-    """Key of parameters and digest of images of each stored run, by the run's id."""
-    table = _load(study / "runs" / part, "metrics").drop_duplicates(ID)
-    return dict(zip(_ids(table), zip(table["key"], table["data"], strict=True), strict=True))
+def valid(study: Path, runs: Iterable[Run]) -> dict[Run, str]:
+    """Those of some runs whose results are there under the run's key, and the digest of the images they are made of."""
+    stored, runs = {}, list(runs)
+    for part in {run.part for run in runs}:
+        table = _load(study / "runs" / part, "metrics").drop_duplicates(ID)
+        rows = zip(table["made_on"], table["key"], table["data"], strict=True)
+        stored |= {(part, *i): row for i, row in zip(_ids(table), rows, strict=True)}
+    found = ((run, stored.get((run.part, *run.id))) for run in runs)
+    return {run: row[2] for run, row in found if row and row[1] == run.key(row[0])}
 
 
 def _load(folder: Path, kind: str) -> pd.DataFrame:
@@ -121,6 +130,7 @@ def _load(folder: Path, kind: str) -> pd.DataFrame:
         return pd.DataFrame(columns=COLUMNS[kind])
     # an empty cell is nothing; a category called NA is a category
     table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=[""])
+    table = table.reindex(columns=[*COLUMNS[kind], *(c for c in table if c not in COLUMNS[kind])])
     return table.fillna(dict.fromkeys(text, ""))
 
 

@@ -35,6 +35,12 @@ class Trained:
         """Images at the size of the training."""
         return load_images(self.training, self.training.image_size, self.cache)
 
+    def normal(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normal images to train on, and those that are held out, every fifth if `held_out` is set."""
+        images = self.images.train
+        is_out = (torch.arange(len(images)) % 5 == 4) & self.training.held_out
+        return images[~is_out], images[is_out]
+
     @cached_property
     def data(self) -> str:
         """Digest of the images, and of the file of pretrained weights."""
@@ -43,9 +49,15 @@ class Trained:
         weights = _file_digest(path, path.stat().st_mtime_ns) if path else t.weights
         return "-".join(part for part in (self.images.digest[:16], weights) if part)
 
+    @property
+    def made_on(self) -> str:
+        """What `train.made_on` tells of this machine for the training."""
+        t = self.training
+        return train.made_on(self.device, t.phases[-1] if t.phases else t.settings, bool(t.phases))
+
     @cached_property
     def key(self) -> str:
-        return digest({"training": self.training.identity(), "data": self.data})
+        return digest({"training": self.training.identity(), "data": self.data, "made_on": self.made_on})
 
     @cached_property
     def folder(self) -> Path:
@@ -85,7 +97,7 @@ class Trained:
             first = replace(t, phases=phases[:-1])
             net, history = Trained(first, self.study, self.cache, self.device, keep=True)._network
         net.learn(encoder=not is_pretrained or len(phases) > 1)
-        seed, images = t.seed + _SECOND_PHASE * (len(phases) - 1), self.images.train.to(self.device)
+        seed, images = t.seed + _SECOND_PHASE * (len(phases) - 1), self.normal()[0].to(self.device)
         log.info("training %s on %s, seed %d, %s", t.task, self.images.name, seed, self.device)
         rows = train.fit(net, images, t.views, t.augment, phases[-1], seed, t.crop, checkpoint, self.key)
         phase = "head" if is_pretrained and len(phases) == 1 else "all"
@@ -107,7 +119,7 @@ class Trained:
 
     @cached_property
     def embeddings(self) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], History]:
-        """By level, embeddings of the training and of the test images, float16; and the history of training."""
+        """By level, embeddings of the training and of the test images, float32; and the history of training."""
         path = self.folder / "embeddings.npz"
         if not (found := load_arrays(path)):
             net, history = self._network
@@ -115,9 +127,7 @@ class Trained:
             for split in ("train", "test"):
                 images = getattr(self.images, split).to(self.device)
                 for level, values in train.embed(net, images, self.training.settings).items():
-                    if not torch.isfinite(values.half()).all():
-                        raise train.TrainingError(f"{level} of {split} images is not finite in float16")
-                    found[f"{split} {level}"] = values.half().numpy()
+                    found[f"{split} {level}"] = values.numpy()
             save_arrays(path, **found)
             (self.folder / "checkpoint").unlink(missing_ok=True)
         levels = [name.removeprefix("train ") for name in found if name.startswith("train ")]
