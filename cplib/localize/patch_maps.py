@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cplib import gde
 from cplib.config import TrainConfig
 from cplib.gde import DensityError
 from cplib.model import STEMS
 from cplib.train import float32
 
 WIDTH = 512  # of the embeddings of a ResNet-18
+_MOST_PATCHES = 50_000  # that a shared density is fitted to, a hundred for each dimension
 _LEAST_VARIANCE = 1e-12  # as cplib.gde: keeps the inverse where all embeddings are equal
 _BLOCK_BYTES = 128 * 2**20  # of float64 numbers at a time, where there is a Gaussian per location
 _CHUNK_BYTES = 512 * 2**20  # of embeddings of test images that are scored together
@@ -84,36 +86,18 @@ class SharedGaussian:
     """One Gaussian for all locations."""
 
     def fit(self, embeddings: Tensor) -> SharedGaussian:
-        """Fit to the patches (n, rows, columns, d) of normal images, from sums in float64, image by image."""
-        n, d = embeddings.shape[:-1].numel(), embeddings.shape[-1]
-        if n < 2:
-            raise DensityError(f"a density needs at least 2 patches, got {n}")
-        shift = embeddings[0].reshape(-1, d).double().mean(0)  # sums of what is left near the mean lose no digits
-        total = products = squares = weighted = fourth = 0.0
-        for image in embeddings:
-            x = image.reshape(-1, d).double() - shift
-            square = x.square().sum(1)
-            total, products, squares = total + x.sum(0), products + x.T @ x, squares + square.sum()
-            weighted, fourth = weighted + square @ x, fourth + square.square().sum()
-        mean = total / n
-        covariance = products / n - torch.outer(mean, mean)
-        # Sum over patches of |x - mean|^4, multiplied out
-        m2 = mean @ mean
-        fourth = fourth + 4 * mean @ products @ mean + n * m2**2 - 4 * mean @ weighted
-        fourth = fourth + 2 * m2 * squares - 4 * m2 * (mean @ total)
-        a = _ledoit_wolf(covariance.trace(), covariance.square().sum(), fourth, n, d)
-        eye = torch.eye(d, dtype=torch.float64, device=embeddings.device)
-        least = a * covariance.trace() / d + _LEAST_VARIANCE
-        factor = torch.linalg.cholesky((1 - a) * covariance + least * eye)
-        self._mean, self._whitening = mean + shift, torch.linalg.solve_triangular(factor, eye, upper=False).T
+        """Fit to the patches (n, rows, columns, d) of normal images, at most `_MOST_PATCHES` drawn at random."""
+        patches = embeddings.flatten(0, 2)
+        chosen = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:_MOST_PATCHES]
+        self._density = gde.density("ledoit_wolf").fit(patches[chosen.to(patches.device)].cpu().numpy())
         return self
 
     def score(self, embeddings: Tensor) -> Tensor:
         """Squared Mahalanobis distances (m, rows, columns) float32 of patches (m, rows, columns, d)."""
-        # Into one array: results in a list each split the memory that a passing image leaves, 2 GiB in all
         out = torch.empty(embeddings.shape[:-1], device=embeddings.device)
         for k, image in enumerate(embeddings):
-            out[k] = ((image.double() - self._mean) @ self._whitening).square().sum(-1)
+            found = self._density.score_samples(image.flatten(0, 1).cpu().numpy())
+            out[k] = torch.from_numpy(found).view(out.shape[1:])
         return out
 
 
