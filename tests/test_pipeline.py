@@ -32,7 +32,7 @@ TINY = {
     "demo": {"size": 48, "train": 12, "test_good": 4, "test_defect": 1},
     "train": {"updates": 4, "sources": 4},
     "localize": SMALL | {"categories": ["weave"], "aligned": [], "patch_sizes": [32, 16], "stride": 8},
-    "curve.updates": {"32": [0, 2, 4]},
+    "curve.updates": {"literal": [2, 4]},
     "sensitivity": NONE | {"learning_rate": [0.03, 0.01], "updates": [0.5, 1.0]},
     "tsne": {"per_group": 8},
     "one_class": {"updates": 2, "train_images": 10, "test_images": 4},

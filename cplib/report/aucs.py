@@ -39,7 +39,7 @@ def detection(config: Config, density: str | None = None) -> pd.DataFrame:
 def ensemble(config: Config, density: str) -> pd.DataFrame:
     """Image AUC of the ensemble of 3-way models over seeds (section 4.1): columns `AUCS`, a row per category."""
     found = of_part(config, "detection", density)
-    made = found[found["method"] == THREE_WAY].groupby("category")["made_on"].first()
+    made = found[found["method"] == THREE_WAY].groupby("category")["made_on"].agg(_joined)
     rows = [(ENSEMBLE, c, 0, 100 * m.mean(), made[c]) for c, m in _ensemble_wins(config, density).items()]
     return pd.DataFrame(rows, columns=AUCS)
 
@@ -109,6 +109,21 @@ def transfer(config: Config) -> pd.DataFrame:
     table, section = of_part(config, "transfer"), config.transfer
     table = table[table["variant"].isin(["0", str(section.updates)]) & (table["seed"] < section.seeds)]
     return table.assign(method=table["feature"] + "_" + table["method"])[AUCS]
+
+
+def synthetic(config: Config) -> pd.DataFrame:
+    """AUC of Table 6: columns `AUCS`, with the kind of defect as category; the mean over categories, of the seeds that
+    all of them have."""
+    found = of_part(config, "synthetic")
+    groups = found.groupby(["method", "feature", "seed"], sort=False)
+    mean = groups.agg(auc=("auc", "mean"), n=("auc", "size"), made_on=("made_on", _joined)).reset_index()
+    return mean[mean["n"] == found["category"].nunique()].rename(columns={"feature": "category"})[AUCS]
+
+
+def _joined(made_on: pd.Series) -> str:
+    """What several runs were made on, where their mean stands for one: precisions joined as `tables.summarize` does."""
+    precisions = sorted(set(made_on.str.split("-").str[1].dropna()))
+    return made_on.iloc[0] if len(precisions) < 2 else f"mixed-{' and '.join(precisions)}"
 
 
 def localization_metrics(config: Config) -> pd.DataFrame:
