@@ -7,6 +7,7 @@ Images are (n, 3, height, width), float in [0, 1] unless stated. Every sample ha
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
@@ -84,24 +85,16 @@ def _structured_places(images: Tensor, crop: int, generator: Generator) -> Tenso
     return (corner + torch.randint(0, step, corner.shape, generator=generator)).minimum(last)
 
 
-def _paste(draw: Draw, move: bool = True) -> View:
+def _paste(images: Tensor, config: AugmentConfig, generator: Generator, draw: Draw, move: bool = True) -> Tensor:
     """Patches of the image, colours jittered, pasted elsewhere (or left where they are)."""
-
-    def view(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
-        patches = draw(len(images), images.shape[2:], config, generator)
-        return paste_(images, patches, draw_jitter(len(images), config.patch_jitter, generator), move)
-
-    return view
+    patches = draw(len(images), images.shape[2:], config, generator)
+    return paste_(images, patches, draw_jitter(len(images), config.patch_jitter, generator), move)
 
 
-def _fill(draw: Draw, color: Callable[[Tensor, Generator], Tensor]) -> View:
-    """Patches filled with one colour, (n, 3) of images."""
-
-    def view(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
-        patches = draw(len(images), images.shape[2:], config, generator)
-        return fill_(images, patches, color(images, generator))
-
-    return view
+def _fill(images: Tensor, config: AugmentConfig, generator: Generator, draw: Draw, color: Callable) -> Tensor:
+    """Patches filled with one colour of each image: `color` gives (n, 3) of images and generator."""
+    patches = draw(len(images), images.shape[2:], config, generator)
+    return fill_(images, patches, color(images, generator))
 
 
 def _random_color(images: Tensor, generator: Generator) -> Tensor:
@@ -119,30 +112,26 @@ def _union(images: Tensor, config: AugmentConfig, generator: Generator) -> Tenso
     return mask
 
 
-def _rotate(turns: int) -> View:
+def _rotate(images: Tensor, config: AugmentConfig, generator: Generator, turns: int) -> Tensor:
     """Square images turned by so many quarters, 0 for images as they are."""
-
-    def view(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
-        if turns:
-            images.copy_(torch.rot90(images, turns, (2, 3)))
-        return torch.full_like(images[:, 0], turns > 0, dtype=torch.bool)
-
-    return view
+    if turns:
+        images.copy_(torch.rot90(images, turns, (2, 3)))
+    return torch.full_like(images[:, 0], turns > 0, dtype=torch.bool)
 
 
 VIEWS: dict[str, View] = {
-    "normal": _rotate(0),
-    "cutpaste": _paste(draw_rectangles),  # CutPaste: a rectangle (section 2.2)
-    "cutpaste_scar": _paste(draw_scars),  # CutPaste-Scar: a long thin rectangle, rotated (section 2.2)
+    "normal": partial(_rotate, turns=0),
+    "cutpaste": partial(_paste, draw=draw_rectangles),  # CutPaste: a rectangle (section 2.2)
+    "cutpaste_scar": partial(_paste, draw=draw_scars),  # CutPaste-Scar: a long thin rectangle, rotated (section 2.2)
     "union": _union,  # one of the two with equal chance (section 5.2)
-    "cutout": _fill(draw_rectangles, lambda images, _: torch.full((len(images), 3), 0.5)),  # grey (section 5.1)
-    "cutout_mean": _fill(draw_rectangles, lambda images, _: images.mean((2, 3))),  # the image's mean (section 5.1)
-    "cutout_color": _fill(draw_rectangles, _random_color),  # section 5.1
-    "scar": _fill(draw_scars, _random_color),  # section 2.2
-    "confetti": _paste(draw_rectangles, move=False),  # jittered where it is, as CutPaste jitters (section 5.1)
-    "rotate_90": _rotate(1),
-    "rotate_180": _rotate(2),
-    "rotate_270": _rotate(3),
+    "cutout": partial(_fill, draw=draw_rectangles, color=lambda images, _: torch.full((len(images), 3), 0.5)),
+    "cutout_mean": partial(_fill, draw=draw_rectangles, color=lambda images, _: images.mean((2, 3))),  # section 5.1
+    "cutout_color": partial(_fill, draw=draw_rectangles, color=_random_color),  # section 5.1
+    "scar": partial(_fill, draw=draw_scars, color=_random_color),  # section 2.2
+    "confetti": partial(_paste, draw=draw_rectangles, move=False),  # jittered where it is (section 5.1)
+    "rotate_90": partial(_rotate, turns=1),
+    "rotate_180": partial(_rotate, turns=2),
+    "rotate_270": partial(_rotate, turns=3),
 }
 
 
