@@ -29,13 +29,15 @@ def draw_jitter(n: int, strength: float, generator: Generator) -> Jitter:
     return Jitter(factors, torch.rand(n, 4, generator=generator).argsort(1))
 
 
-def color_jitter(images: Tensor, jitter: Jitter) -> Tensor:
-    """Images (n, 3, height, width), float in [0, 1], jittered each with its own factors in its own order: equal to
-    torchvision's `adjust_brightness`, `adjust_contrast`, `adjust_saturation` and `adjust_hue` one after the other."""
-    out, steps = images.clone(memory_format=torch.contiguous_format), jitter_steps(jitter, images.device)
-    for rows in chunks(out):
-        jitter_images_(out[rows], steps.select(rows))
-    return out
+def color_jitter_(images: Tensor, jitter: Jitter) -> Tensor:
+    """Jitter images in place, each with its own factors in its own order: equal to torchvision's `adjust_brightness`,
+    `adjust_contrast`, `adjust_saturation` and `adjust_hue` one after the other. Images are (n, 3, height, width), float
+    in [0, 1], contiguous."""
+    steps = jitter_steps(jitter, images.device)
+    for rows in chunks(images):
+        pixels = images[rows].flatten(2).transpose(0, 1)
+        jitter_pixels_(pixels, steps.select(rows), lambda v: v[:, None], lambda plane: plane.mean(1))
+    return images
 
 
 def chunks(images: Tensor) -> list[slice]:
@@ -74,11 +76,6 @@ def jitter_steps(jitter: Jitter, device: torch.device) -> Steps:
     blends, hue = torch.stack([factor, to_mean, to_grey], 1), factors[:, HUE]
     needed = torch.stack([factor != 1, to_mean != 0, to_grey != 0], 1)
     return Steps(blends.to(device), hue.to(device), needed, hue != 0)
-
-
-def jitter_images_(images: Tensor, steps: Steps) -> None:
-    """Jitter contiguous images in place."""
-    jitter_pixels_(images.flatten(2).transpose(0, 1), steps, lambda v: v[:, None], lambda plane: plane.mean(1))
 
 
 def jitter_pixels_(x: Tensor, steps: Steps, spread: Callable, mean: Callable) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
-from cplib.augment.color import chunks, draw_jitter, jitter_images_, jitter_steps
+from cplib.augment.color import color_jitter_, draw_jitter
 from cplib.augment.patches import Patches, draw_rectangles, draw_scars, fill_, paste_
 from cplib.config import AugmentConfig
 
@@ -24,12 +24,7 @@ def translate(images: Tensor, offsets: Tensor, pad: int, shape: tuple[int, int] 
     """Pad n images by reflection, by fewer pixels than they have, and crop to a shape, by default theirs. Crop k, a
     view into the padded images, is of image k modulo n, its first pixel at row and column `offsets[k]`."""
     height, width = shape or images.shape[2:]
-    padded = images
-    if pad:
-        left, right = images[..., 1 : pad + 1].flip(3), images[..., -pad - 1 : -1].flip(3)
-        padded = torch.cat([left, images, right], 3)
-        above, below = padded[:, :, 1 : pad + 1].flip(2), padded[:, :, -pad - 1 : -1].flip(2)
-        padded = torch.cat([above, padded, below], 2)
+    padded = nn.functional.pad(images.float(), (pad,) * 4, mode="reflect") if pad else images  # it pads no bytes
     return [padded[k % len(images), :, i : i + height, j : j + width] for k, (i, j) in enumerate(offsets.tolist())]
 
 
@@ -56,14 +51,8 @@ def augment_input(
     else:
         pad = round(config.translate * shape[0])
         offsets = torch.randint(0, 2 * pad + 1, (n, 2), generator=generator)
-    steps = jitter_steps(draw_jitter(n, config.jitter, generator), images.device)
-    crops = translate(images, offsets, pad, shape)
-    out = torch.empty(n, 3, *shape, device=images.device)
-    for rows in chunks(out):
-        x = out[rows]
-        x.copy_(torch.stack(crops[rows])).div_(255)
-        jitter_images_(x, steps.select(rows))
-    return out
+    out = torch.stack(translate(images, offsets, pad, shape)).float().div_(255)
+    return color_jitter_(out, draw_jitter(n, config.jitter, generator))
 
 
 def _uniform_places(images: Tensor, crop: int, generator: Generator) -> Tensor:
