@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from cplib.augment.color import Jitter, jitter_pixels_, jitter_steps
+from cplib.augment.color import HUE, Jitter, blend_weights, jitter_pixels_
 from cplib.config import AugmentConfig
 
 REFERENCE_SIZE = 256  # pixels; the image size for which the paper gives the lengths of the scar
@@ -143,7 +143,7 @@ def paste_(images: Tensor, patches: Patches, jitter: Jitter, move: bool = True) 
     def mean(plane: Tensor) -> Tensor:
         return plane.new_zeros(len(images)).index_add_(0, sample, plane * weight) / total
 
-    jitter_pixels_(colors, jitter_steps(jitter, images.device), lambda v: v[sample], mean)
+    jitter_pixels_(colors, blend_weights(jitter), jitter.factors[:, HUE], lambda v: v[sample], mean)
     return _fill(images, pixels, colors)
 
 
