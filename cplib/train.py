@@ -92,8 +92,8 @@ def fit(
     Raises:
         TrainingError: the loss is not finite, or the checkpoint belongs to something else.
     """
-    device, layout = images.device, _layout(config)
-    net.to(device, memory_format=layout)
+    device, memory_format = images.device, layout(config)
+    net.to(device, memory_format=memory_format)
     optimizer, mean = _optimizer(net, config), _moving_average(net, config)
     start, history, sums = 0, [], torch.zeros(2, device=device)
     if checkpoint is not None and checkpoint.exists():
@@ -110,14 +110,15 @@ def fit(
     every = max(1, math.ceil(config.updates / HISTORY_ROWS))
     saved = time.monotonic()
     bar = tqdm(range(start, config.updates), "training", initial=start, total=config.updates, disable=None)
+    is_bfloat16 = resolved_precision(device, config.precision) == "bfloat16"
     with threads(config.threads):
         for update in bar:
             generator = update_generator(seed, update)
             chosen = _choose(len(images), config.sources, generator).to(device)
             batch, labels = views.make_batch(images[chosen], task, augment, generator, crop, config.crop_place)
-            batch = batch.contiguous(memory_format=layout)
+            batch = batch.contiguous(memory_format=memory_format)
             optimizer.param_groups[0]["lr"] = rate = learning_rate(update, config)
-            with autocast(device, config.precision):
+            with torch.autocast(device.type, torch.bfloat16, enabled=is_bfloat16):
                 logits = step(batch)
                 loss = nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
@@ -174,7 +175,7 @@ def embed(net: ProxyClassifier, images: Tensor, config: TrainConfig, batch_size:
     found = []
     with threads(config.threads), float32():
         for batch in images.split(batch_size):
-            levels = net.levels(batch.float().div_(255).contiguous(memory_format=_layout(config)))
+            levels = net.levels(batch.float().div_(255).contiguous(memory_format=layout(config)))
             found.append({name: value.float().cpu() for name, value in levels.items()})
     return {name: torch.cat([levels[name] for levels in found]) for name in found[0]}
 
@@ -182,11 +183,6 @@ def embed(net: ProxyClassifier, images: Tensor, config: TrainConfig, batch_size:
 def float32() -> AbstractContextManager:
     """Context in which float32 is float32: a GPU would convolve in TF32, of 10 bits."""
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Context of a precision as `resolved_precision` gives it for this device."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=resolved_precision(device, precision) == "bfloat16")
 
 
 def made_on(device: torch.device, config: TrainConfig, is_trained: bool) -> str:
@@ -209,7 +205,8 @@ def resolved_precision(device: torch.device, precision: str) -> str:
     return "bfloat16" if native else "float32"
 
 
-def _layout(config: TrainConfig) -> torch.memory_format:
+def layout(config: TrainConfig) -> torch.memory_format:
+    """Memory layout of images and networks."""
     return torch.channels_last if config.channels_last else torch.contiguous_format
 
 

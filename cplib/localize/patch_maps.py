@@ -18,7 +18,7 @@ from cplib import gde
 from cplib.config import TrainConfig
 from cplib.gde import DensityError
 from cplib.model import STEMS
-from cplib.train import float32
+from cplib.train import float32, layout
 
 WIDTH = 512  # of the embeddings of a ResNet-18
 _MOST_PATCHES = 50_000  # that a shared density is fitted to, a hundred for each dimension
@@ -53,11 +53,10 @@ def unit_patches(net: nn.Module, images: Tensor, patch_size: int, stride: int, c
     # batches of nearly equal size: kernels are prepared for each new shape
     count = math.ceil(side**2 / _batch_size(patch_size, config.stem, images.device))
     batches = torch.arange(side**2, device=images.device).chunk(count)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
     out = torch.empty(len(images), side, side, WIDTH, dtype=torch.float32, device=images.device)
     for k, image in enumerate(tqdm(images, "patches", unit="image", disable=None, leave=False, delay=2)):
         patches = image.unfold(1, patch_size, stride).unfold(2, patch_size, stride).permute(1, 2, 0, 3, 4)
-        chosen = (patches[b // side, b % side].contiguous(memory_format=layout) for b in batches)
+        chosen = (patches[b // side, b % side].contiguous(memory_format=layout(config)) for b in batches)
         with float32():
             found = torch.cat([net.embed(x.float().div_(255)) for x in chosen])
         out[k] = unit_length(found).view(side, side, -1)

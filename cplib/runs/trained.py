@@ -83,8 +83,7 @@ class Trained:
             net = model.build_pretrained(t.backbone, t.weights, *head)
         else:
             net = model.build(*head, t.settings.normalize, t.settings.stem)
-        layout = torch.channels_last if t.settings.channels_last else torch.contiguous_format
-        net = net.to(self.device, memory_format=layout).eval()
+        net = net.to(self.device, memory_format=train.layout(t.settings)).eval()
         if not phases:
             return net, []
         path, checkpoint = self.folder / "weights.npz", self.folder / "checkpoint"
