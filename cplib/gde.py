@@ -18,6 +18,7 @@ from scipy.linalg import cho_factor, cho_solve
 from sklearn.covariance import EmpiricalCovariance, LedoitWolf
 from sklearn.model_selection import KFold
 from sklearn.neighbors import KernelDensity
+from sklearn.utils import check_array
 
 RIDGE = 1e-6
 
@@ -26,19 +27,13 @@ class DensityError(ValueError):
     """Embeddings from which no density can be fitted or scored."""
 
 
-def normalized(embeddings: np.ndarray, dimension: int | None = None, least: int = 0) -> np.ndarray:
-    """Embeddings (n, d) in float64, scaled to length 1; one of length 0 stays 0.
-
-    DensityError if d is not `dimension`, n below `least`, or a value not finite.
-    """
-    x = np.asarray(embeddings, dtype=np.float64)
-    if x.ndim != 2 or dimension not in (None, x.shape[1]):
-        raise DensityError(f"expected embeddings of shape (n, {dimension or 'd'}), got {x.shape}")
-    bad = ~np.isfinite(x).all(axis=1)
-    if bad.any():
-        raise DensityError(f"embedding {int(bad.argmax())} is not finite ({bad.sum()} of {len(x)})")
-    if len(x) < least:
-        raise DensityError(f"a density needs at least {least} normal images, got {len(x)}")
+def normalized(embeddings: np.ndarray, least: int = 0) -> np.ndarray:
+    """Embeddings (n, d) in float64, scaled to length 1; one of length 0 stays 0. DensityError for fewer than `least` or
+    values that are not finite."""
+    try:
+        x = check_array(embeddings, dtype=np.float64, ensure_min_samples=least)
+    except ValueError as error:
+        raise DensityError(f"embeddings of images: {error}") from None
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
@@ -62,7 +57,7 @@ class GaussianDensity:
         return cho_solve(self._factor, np.eye(len(self.mean)))
 
     def score_samples(self, embeddings: np.ndarray) -> np.ndarray:
-        difference = normalized(embeddings, len(self.mean)) - self.mean
+        difference = normalized(embeddings) - self.mean
         return np.einsum("nd,dn->n", difference, cho_solve(self._factor, difference.T))
 
     def log_density(self, embeddings: np.ndarray) -> np.ndarray:
@@ -85,7 +80,7 @@ class KernelDensityScore:
         return -self.log_density(embeddings)
 
     def log_density(self, embeddings: np.ndarray) -> np.ndarray:
-        return self._density.score_samples(normalized(embeddings, self._density.n_features_in_))
+        return self._density.score_samples(normalized(embeddings))
 
 
 Density = GaussianDensity | KernelDensityScore

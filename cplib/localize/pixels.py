@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
 from torch.nn import functional
 
 
@@ -19,14 +18,6 @@ def kernel_deviation(size: int) -> float:
     """Std in pixels of the Gaussian kernel of a size, by the rule of FCDD (Liznerski et al. 2021), on which the paper
     builds; the paper states none."""
     return math.log10(0.45 * size + 1) + 0.25 if size < 32 else 10.0
-
-
-def gaussian_kernel(size: int, sigma: float = 0.0) -> Tensor:
-    """Gaussian (size, size) of sum 1; sigma in pixels, 0 for `kernel_deviation`."""
-    sigma = sigma or kernel_deviation(size)
-    line = torch.exp(-0.5 * ((torch.arange(size) - (size - 1) / 2) / sigma).square().double())
-    line = line / line.sum()
-    return torch.outer(line, line).float()
 
 
 def to_pixels(
@@ -45,7 +36,10 @@ def to_pixels(
     Returns:
         (n, height, width) float32, height (rows - 1) stride + patch_size: all pixels that patches cover.
     """
-    kernel = gaussian_kernel(patch_size, sigma)[None, None]
+    distance = torch.arange(patch_size) - (patch_size - 1) / 2
+    line = torch.exp(-0.5 * (distance / (sigma or kernel_deviation(patch_size))).square().double())
+    line = line / line.sum()
+    kernel = torch.outer(line, line).float()[None, None]  # its sum is 1
     values, weight = torch.from_numpy(np.asarray(maps, np.float32))[:, None], torch.ones(1)
     if border == "averaged":  # far from the middle of a narrow kernel the weights would be 0, and their sum
         kernel = kernel.clamp_min(1e-9 * float(kernel.max()))
@@ -63,21 +57,9 @@ def resized(maps: np.ndarray, size: int) -> np.ndarray:
     return functional.interpolate(values, size=(size, size), mode="bilinear", align_corners=False)[:, 0].numpy()
 
 
-def _checked(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    maps, masks = np.asarray(maps, np.float32), np.asarray(masks, bool)
-    if maps.shape != masks.shape or maps.ndim != 3:
-        raise ValueError(f"maps {maps.shape} and masks {masks.shape} must be (n, height, width) alike")
-    if not np.isfinite(maps).all():
-        raise ValueError("a map holds values that are not finite")
-    if masks.all() or not masks.any():
-        raise ValueError("masks must hold normal and anomalous pixels")
-    return maps, masks
-
-
 def auroc(maps: np.ndarray, masks: np.ndarray) -> float:
     """Area under the ROC curve over all pixels of all images, in [0, 1], of maps (n, height, width), higher where more
-    anomalous, and masks alike, bool. ValueError for other shapes, values that are not finite, masks of one kind."""
-    maps, masks = _checked(maps, masks)
+    anomalous, and masks alike, bool, of both kinds."""
     return float(roc_auc_score(masks.ravel(), maps.ravel()))
 
 
@@ -85,7 +67,6 @@ def aupro(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> float:
     """Area under the per-region overlap up to a false positive rate over the normal pixels of all images, divided by
     this limit (Bergmann et al., IJCV 2021). Every connected region of a mask counts the same, however large; pixels
     that touch at a corner are one. Maps and masks as `auroc`; in no table of the paper."""
-    maps, masks = _checked(maps, masks)
     normal = maps[~masks]
     total = len(normal)
     kept = min(math.ceil(limit * total) + 1, total)
