@@ -63,10 +63,9 @@ def _digits() -> dict[str, partial]:
 
     pixels, labels = datasets.load_digits(return_X_y=True)
     pixels = (pixels * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8)
-    numbers = np.arange(len(labels))
-    train, _ = model_selection.train_test_split(numbers, test_size=1 / 3, random_state=0, stratify=labels)
-    splits = np.where(np.isin(numbers, train), "train", "test")
-    return {f"{splits[i]}/{labels[i]}/{i:04d}": partial(Image.fromarray, pixels[i]) for i in numbers}
+    parts = model_selection.train_test_split(range(len(labels)), test_size=1 / 3, random_state=0, stratify=labels)
+    splits = zip(("train", "test"), parts, strict=True)
+    return {f"{s}/{labels[i]}/{i:04d}": partial(Image.fromarray, pixels[i]) for s, part in splits for i in part}
 
 
 def _cifar10(folder: Path) -> dict[str, partial]:
