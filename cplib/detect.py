@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 PATCH_MODEL = "patch_model"  # of `config.localize`, with its first size of patches
 PRETRAINED = "pretrained"  # the backbone of `config.transfer`, as it is
-_CHUNK_BYTES = 512 * 2**20  # of embeddings of new images that are scored together
 
 
 def run(config: Config, category: str, folder: str | Path, method: str = THREE_WAY, aligned: bool = False) -> DataFrame:
@@ -106,7 +105,7 @@ def _embeddings(config: Config, method: str, models: list[Trained], images: Tens
         if method == PATCH_MODEL:
             how = (model.training.crop, config.localize.stride, settings)
             of_good = patch_maps.unit_patches(net, both[0].to(model.device), *how).cpu().numpy()
-            chunks = (x.to(model.device) for x in images.split(max(1, _CHUNK_BYTES // of_good[0].nbytes)))
+            chunks = (x.to(model.device) for x in images.split(max(1, patch_maps.CHUNK_BYTES // of_good[0].nbytes)))
             yield of_good, (patch_maps.unit_patches(net, x, *how).cpu().numpy() for x in chunks)
         else:
             of_good, of_new = (train.embed(net, x.to(model.device), settings) for x in both)
@@ -140,16 +139,14 @@ def _write(place: Path, folder: Path, images: Tensor, table: DataFrame, heat: np
         for k, name in enumerate(tqdm(table.sort_index()["image"], "pictures", disable=None, leave=False, delay=2)):
             photo = np.asarray(data.read_image(folder / name))
             Image.fromarray(_heated(photo, heat[k])).save(place / f"{name}.jpg", quality=90)
+        hot = [_heated(plots.to_array(image), warm) for image, warm in zip(images, heat, strict=True)]
+        images = torch.from_numpy(np.stack(hot)).permute(0, 3, 1, 2)
     rows, titles = {}, []
     for end, part in (("most", table[:8]), ("least", table[8:][::-1][:8])):  # no image twice
         if len(part):
             rows[f"{end} anomalous\n(score; share of\ngood ones above)"] = [images[i] for i in part.index]
             told = zip(part["image"], part["score"], part["good_above"], strict=True)
             titles.append([f"{Path(name).stem[-18:]}\n{score:.1f}; {100 * p:.0f} %" for name, score, p in told])
-        if len(part) and heat is not None:
-            warm = [_heated(plots.to_array(images[i]), heat[i]).transpose(2, 0, 1) for i in part.index]
-            rows[f"{end}, with heat\n(yellow 1, red 5)"] = [torch.from_numpy(image.copy()) for image in warm]
-            titles.append([""] * len(part))
     plots.use_style()
     figure = plots.image_grid(list(rows.values()), list(rows), titles)
     figure.savefig(f"{place}.png", metadata={"Software": None})

@@ -24,7 +24,7 @@ WIDTH = 512  # of the embeddings of a ResNet-18
 _MOST_PATCHES = 50_000  # that a shared density is fitted to, a hundred for each dimension
 _LEAST_VARIANCE = 1e-12  # as cplib.gde: keeps the inverse where all embeddings are equal
 _BLOCK_BYTES = 128 * 2**20  # of float64 numbers at a time, where there is a Gaussian per location
-_CHUNK_BYTES = 512 * 2**20  # of embeddings of test images that are scored together
+CHUNK_BYTES = 512 * 2**20  # of embeddings of test images that are scored together
 
 
 def grid_side(image_size: int, patch_size: int, stride: int) -> int:
@@ -178,7 +178,7 @@ def score_maps(
     normal = unit_patches(net, train, patch_size, stride, config)
     fitted = {name: PLACEMENTS[name]().fit(normal) for name in densities}
     maps = {name: np.empty((len(test), *normal.shape[1:3]), np.float32) for name in densities}
-    chunk = max(1, _CHUNK_BYTES // normal[0].nbytes)
+    chunk = max(1, CHUNK_BYTES // normal[0].nbytes)
     for first in range(0, len(test), chunk):
         rows = slice(first, first + chunk)
         embeddings = unit_patches(net, test[rows], patch_size, stride, config)
