@@ -94,7 +94,9 @@ def fit(
     """
     device, memory_format = images.device, layout(config)
     net.to(device, memory_format=memory_format)
-    optimizer, mean = _optimizer(net, config), _moving_average(net, config)
+    optimizer, mean = _optimizer(net, config), None
+    if config.average:
+        mean = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
     start, history, sums = 0, [], torch.zeros(2, device=device)
     if checkpoint is not None and checkpoint.exists():
         state = _load_checkpoint(checkpoint, key, device)
@@ -157,12 +159,6 @@ def _optimizer(net: ProxyClassifier, config: TrainConfig) -> torch.optim.Optimiz
     if config.optimizer == "adamw":
         return torch.optim.AdamW(learnt, **own)
     return torch.optim.SGD(learnt, momentum=config.momentum, **own)
-
-
-def _moving_average(net: ProxyClassifier, config: TrainConfig) -> AveragedModel | None:
-    if not config.average:
-        return None
-    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
 
 
 @torch.inference_mode()
