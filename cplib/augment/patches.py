@@ -105,21 +105,15 @@ def _pixels(patches: Patches, shape: tuple[int, int], device: torch.device) -> _
 
 def _gather(images: Tensor, sample: Tensor, place: Tensor) -> Tensor:
     """Colours (3, pixels) of places in the flattened planes of contiguous images."""
-    plane, flat = images.shape[2] * images.shape[3], images.view(-1)
-    first = sample * (3 * plane) + place
-    return torch.stack([flat[first + c * plane] for c in range(3)])
+    return images.flatten(2)[sample, :, place].T.contiguous()
 
 
 def _fill(images: Tensor, pixels: _Pixels, colors: Tensor) -> Tensor:
     """Write colours (3, pixels) to the targets in contiguous images; returns the mask of these places."""
     sample, _, target, inside = pixels
+    images.flatten(2)[sample, :, target] = torch.where(inside, colors, _gather(images, sample, target)).T
     mask = torch.zeros_like(images[:, 0], dtype=torch.bool)
-    plane, flat = images.shape[2] * images.shape[3], images.view(-1)
-    first = sample * (3 * plane) + target
-    colors = torch.where(inside, colors, _gather(images, sample, target))
-    for c in range(3):
-        flat[first + c * plane] = colors[c]
-    mask.view(-1)[sample * plane + target] = inside
+    mask.flatten(1)[sample, target] = inside
     return mask
 
 
