@@ -9,9 +9,8 @@ All work on embeddings of length 1, as the authors' earlier public code does. Th
 regularisation, which decides the result where there are fewer images than dimensions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -45,7 +44,7 @@ class GaussianDensity:
         self.covariance = covariance
         self.ridge = max(ridge, 1e-12)  # keeps the factorisation possible if all embeddings are equal
 
-    def fit(self, embeddings: np.ndarray) -> GaussianDensity:
+    def fit(self, embeddings: np.ndarray) -> Self:
         found = self.covariance.fit(normalized(embeddings, least=2))
         self.mean = found.location_
         self._factor = cho_factor(found.covariance_ + self.ridge * np.eye(len(self.mean)), lower=True)
@@ -70,7 +69,7 @@ class KernelDensityScore:
     """Kernel density with a Gaussian kernel exp(-gamma |x - y|^2), gamma = 10 / (variance * d), as in the authors'
     earlier work (section 5.4); the score is the negative log-density."""
 
-    def fit(self, embeddings: np.ndarray) -> KernelDensityScore:
+    def fit(self, embeddings: np.ndarray) -> Self:
         x = normalized(embeddings, least=2)
         gamma = 10 / max(x.var() * x.shape[1], 1e-12)
         self._density = KernelDensity(bandwidth=float(np.sqrt(0.5 / gamma))).fit(x)

@@ -5,8 +5,6 @@ The paper states neither size nor place nor number: here the area is a parameter
 image. Shapes are antialiased and turned by any angle.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import zlib

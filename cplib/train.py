@@ -1,7 +1,5 @@
 """Stage 1: learn the representation by the proxy task (sections 2.1 and A.1), and embed images with it."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

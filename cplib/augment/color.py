@@ -4,8 +4,6 @@ Draws come from a CPU generator and are made before they are applied, and what i
 on its neighbours in the batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ A batch of patches is handled as the list of their pixels, those of all samples 
 with what is pasted, not with the images, and no loop runs over the samples.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -4,8 +4,6 @@ A new task is an entry here, and a new view is a function in `cplib.augment.view
 so that tables can be read without it.
 """
 
-from __future__ import annotations
-
 TASKS: dict[str, tuple[str, ...]] = {
     "rotation": ("normal", "rotate_90", "rotate_180", "rotate_270"),
     "cutout": ("normal", "cutout"),

@@ -4,8 +4,6 @@ Images are (n, 3, height, width), float in [0, 1] unless stated. Every sample ha
 `torch.Generator` whatever the device of the images, so a seed means the same on every device.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -7,8 +7,6 @@ for normal. The ReLU of GradCAM's definition ties all such pixels, about half. M
 where they are read unless `localize.cam_relu` is false.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 

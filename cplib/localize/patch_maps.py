@@ -4,10 +4,9 @@ As in `cplib.gde`: Gaussians with Ledoit-Wolf shrinkage on embeddings of length 
 shared by all; the score is the squared Mahalanobis distance (equation 2).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -84,7 +83,7 @@ def unit_length(embeddings: Tensor) -> Tensor:
 class SharedGaussian:
     """One Gaussian for all locations."""
 
-    def fit(self, embeddings: Tensor) -> SharedGaussian:
+    def fit(self, embeddings: Tensor) -> Self:
         """Fit to the patches (n, rows, columns, d) of normal images, at most `_MOST_PATCHES` drawn at random."""
         patches = embeddings.flatten(0, 2)
         chosen = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:_MOST_PATCHES]
@@ -112,7 +111,7 @@ class LocationGaussians:
     seconds; kept, they would take more memory than the embeddings.
     """
 
-    def fit(self, embeddings: Tensor) -> LocationGaussians:
+    def fit(self, embeddings: Tensor) -> Self:
         """Keep the patches (n, rows, columns, d) of normal images; they are not copied."""
         if len(embeddings) < 2:
             raise DensityError(f"a density needs at least 2 normal images, got {len(embeddings)}")

@@ -3,8 +3,6 @@
 Scores are compared as they are, over all test images of a category: no image is rescaled by itself.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
