@@ -1,9 +1,5 @@
 """A defect detector: `python -m cplib detect photos --category parts` scores photographs by what was learnt from good
-ones. README.md shows how, under "Find defects in your own parts".
-
-results/<study>/detected/<method>/<category>/<folder>.csv    as `run` returns it, most anomalous first
-results/<study>/detected/<method>/<category>/<folder>.png    the images that look most and least anomalous
-results/<study>/detected/patch_model/<category>/<folder>/    each image with its heat, in full size
+ones. README.md shows how, and what it writes, under "Find defects in your own parts".
 """
 
 import logging
@@ -44,13 +40,12 @@ def run(config: Config, category: str, folder: str | Path, method: str = THREE_W
     `aligned`: the parts always lie alike, so that the patch model has a density per location.
 
     Each network of the method (a seed, or a level of the pretrained one) is followed by the density `gde.density` of
-    the good images; the patch model by the density of their patches, whose scores are logarithms of distances, an
-    image's score the highest. Scores are standardised by those of the same good images under densities that were not
-    fitted to them, and averaged over networks.
+    the good images; the patch model by that of their patches, whose scores are logarithms of distances, an image's
+    score the highest. Scores are standardised by those of the same good images under densities that were not fitted to
+    them, and averaged over networks.
 
-    Returns columns image; score, in standard deviations from the mean good image; good_above, the share of good images
-    that score at least as high; of the patch model x and y, the middle of the hottest patch in pixels of the file.
-    Raises DataError for no images, an unreadable one, another size, fewer than 4 good ones; else as `runs.run.run_all`.
+    Returns columns image, score and good_above, as README.md explains; of the patch model x and y, the middle of the
+    hottest patch in pixels of the file. Raises DataError, also for fewer than 4 good images.
     """
     local, models = config.localize, _models(config, category, method)
     good = models[0].images

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from cplib.augment.color import color_jitter_, draw_jitter
 from cplib.augment.patches import Patches, draw_rectangles, draw_scars, fill_, paste_
-from cplib.config import AugmentConfig
+from cplib.config import AugmentConfig, Names
 
 View = Callable[[Tensor, AugmentConfig, Generator], Tensor]  # changes images in place, returns the mask of the changes
 Draw = Callable[[int, tuple[int, int], AugmentConfig, Generator], Patches]
@@ -123,21 +123,12 @@ VIEWS: dict[str, View] = {
 
 
 def make_batch(
-    images: Tensor,
-    task: tuple[str, ...],
-    config: AugmentConfig,
-    generator: Generator,
-    crop: int = 0,
-    place: str = "uniform",
+    images: Tensor, task: Names, config: AugmentConfig, generator: Generator, crop: int = 0, place: str = "uniform"
 ) -> tuple[Tensor, Tensor]:
-    """One view per class of every source image, each with its own input augmentation.
+    """One view per class of every source image (n, 3, size, size) uint8, each with its own input augmentation.
 
-    Args:
-        images: (n, 3, size, size) uint8.
-        task: names of `VIEWS`, such as an entry of `tasks.TASKS`.
-        crop: as `augment_input`; cropped first, so that every view shows what was done to it (section 2.4). Scars keep
-            their size in pixels of the image.
-        place: as `augment_input`.
+    `task` names `VIEWS`, as an entry of `tasks.TASKS` does. `crop` and `place` are as for `augment_input`: images are
+    cropped first, so that every view shows what was done to it (section 2.4).
 
     Returns:
         (classes * n, 3, size, size) float32 in [0, 1], class after class, and (classes * n,) labels.

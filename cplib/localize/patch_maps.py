@@ -33,20 +33,12 @@ def grid_side(image_size: int, patch_size: int, stride: int) -> int:
 
 @torch.inference_mode()
 def unit_patches(net: nn.Module, images: Tensor, patch_size: int, stride: int, config: TrainConfig) -> Tensor:
-    """Embeddings of all patches, as `unit_length` gives them. Only a batch of patches is in memory at a time.
+    """Embeddings (n, rows, columns, 512) of all patches of images (n, 3, size, size) uint8, as `unit_length` gives
+    them. The net is in evaluation mode, on the device of the images.
 
     Entry (i, j) is the encoder's output for the crop whose first pixel is (i stride, j stride): each patch is seen
-    alone, as in training. Convolving the image once would be cheaper, but pads nowhere inside it.
-
-    Args:
-        net: model with `embed`, in evaluation mode, on the device of the images.
-        images: (n, 3, size, size) uint8.
-        patch_size, stride: in pixels.
-        config: for the stem and the memory layout. The precision is always float32: bfloat16 hides differences
-            between patches from untrained networks, and so flattered ours beside the control.
-
-    Returns:
-        (n, rows, columns, 512) float32, on the device. A DensityError tells of one that is not finite.
+    alone, as in training. Convolving the image once would be cheaper, but pads nowhere inside it. The precision is
+    always float32: bfloat16 hides differences between patches from untrained networks, and so flattered ours.
     """
     side = grid_side(images.shape[-1], patch_size, stride)
     # batches of nearly equal size: kernels are prepared for each new shape
@@ -169,11 +161,8 @@ def score_maps(
     config: TrainConfig,
     densities: Sequence[str] = tuple(PLACEMENTS),
 ) -> dict[str, np.ndarray]:
-    """Fit densities, of `PLACEMENTS`, to the patches of normal images and score those of m test images.
-
-    Arguments are as `unit_patches` takes them. By density, maps (m, rows, columns) float32 of squared Mahalanobis
-    distances, an entry per patch.
-    """
+    """Fit densities, of `PLACEMENTS`, to the patches of normal images and score those of m test images: by density,
+    maps (m, rows, columns) float32 of squared Mahalanobis distances. Arguments are as `unit_patches` takes them."""
     normal = unit_patches(net, train, patch_size, stride, config)
     fitted = {name: PLACEMENTS[name]().fit(normal) for name in densities}
     maps = {name: np.empty((len(test), *normal.shape[1:3]), np.float32) for name in densities}

@@ -48,19 +48,12 @@ def to_array(image: Tensor) -> np.ndarray:
     return image.cpu().numpy().transpose(1, 2, 0)
 
 
-def image_grid(
-    rows: Sequence, row_labels: Sequence[str] = (), titles: Sequence = (), masks: Sequence = (), size: float = 1.15
-) -> Figure:
-    """Images in rows, with labels, titles and outlines of masks.
-
-    Args:
-        rows: lists of images (3, height, width); they may differ in length.
-        titles, masks: as `rows`, of texts and of masks (height, width) bool or None.
-        size: width of an image in inches.
-    """
-    columns = max(map(len, rows))
+def image_grid(rows: Sequence, row_labels: Sequence[str] = (), titles: Sequence = (), masks: Sequence = ()) -> Figure:
+    """Rows of images (3, height, width), of any lengths. `titles` and `masks` are as `rows`, of texts and of masks
+    (height, width) bool or None, which are outlined."""
+    columns, size = max(map(len, rows)), 1.15  # inches, as all lengths here
     # places are computed, as the general layout takes over a second for that many axes
-    gap, label, title = 0.04, 0.9 * bool(row_labels), 0.3 * bool(titles)  # inches
+    gap, label, title = 0.04, 0.9 * bool(row_labels), 0.3 * bool(titles)
     width, height = label + columns * (size + gap), len(rows) * (size + gap + title)
     figure = plt.figure(figsize=(width, height), layout="none")
     spaces = {"left": label / width, "right": 1, "bottom": 0, "top": 1 - title / height}
