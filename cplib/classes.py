@@ -84,7 +84,6 @@ def _cifar10(folder: Path) -> dict[str, partial]:
 
 def _stack(images: list[partial], size: int) -> np.ndarray:
     """Images (n, 3, size, size) uint8. Pillow widens its kernel when it shrinks one, which is the antialiasing."""
-    stack = np.empty((len(images), 3, size, size), np.uint8)
-    for k, read in enumerate(tqdm(images, disable=None, leave=False, delay=2)):
-        stack[k] = np.asarray(read().convert("RGB").resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    return stack
+    shown = tqdm(images, disable=None, leave=False, delay=2)
+    resized = [read().convert("RGB").resize((size, size), Image.Resampling.BILINEAR) for read in shown]
+    return np.ascontiguousarray(np.stack(resized).transpose(0, 3, 1, 2))

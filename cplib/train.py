@@ -76,32 +76,29 @@ def fit(
     Args:
         net: changed, those of its parameters that require a gradient; left in evaluation mode.
         images: (n, 3, size, size) uint8, on the device to train on; n may be below `config.sources`.
-        task: views to tell apart, such as an entry of `tasks.TASKS`.
+        task, crop: as for `views.make_batch`.
         config: also says on how many threads of a CPU; the result depends on it.
         seed: of the choice of source images and of all augmentations.
-        crop: if not 0, train on random crops of so many pixels squared (the patch model, section 2.4).
-        checkpoint: file to save the state to about every `checkpoint_seconds` and to resume from. The result does not
-            depend on interruptions. The file is left in place at the end.
-        key: names what is trained. A checkpoint of another key is refused.
+        checkpoint: file to save the state to about every `checkpoint_seconds` and to resume from; it stays at the end.
+            The result does not depend on interruptions. A checkpoint of another `key` is refused.
 
     Returns:
         Rows of update, learning_rate, loss and accuracy, the latter two means over the updates since the row before.
-
-    Raises:
-        TrainingError: the loss is not finite, or the checkpoint belongs to something else.
+        A TrainingError tells of a loss that is not finite, and of a checkpoint that belongs to something else.
     """
     device, memory_format = images.device, layout(config)
     net.to(device, memory_format=memory_format)
     optimizer, mean = _optimizer(net, config), None
+    parts = {"model": net, "optimizer": optimizer}  # of what a checkpoint keeps the state
     if config.average:
-        mean = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
+        parts["average"] = mean = AveragedModel(
+            net, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True
+        )
     start, history, sums = 0, [], torch.zeros(2, device=device)
     if checkpoint is not None and checkpoint.exists():
         state = _load_checkpoint(checkpoint, key, device)
-        net.load_state_dict(state["model"])
-        if mean is not None:
-            mean.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         start, history, sums = state["update"], state["history"], state["sums"].to(device)
         log.info("resumed %s at update %d of %d", checkpoint, start, config.updates)
 
@@ -142,8 +139,7 @@ def fit(
                 sums.zero_()
             if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
                 state = {"key": key, "update": done, "history": history, "sums": sums}
-                state |= {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
-                _save_checkpoint(checkpoint, state | {"average": mean.state_dict()} if mean is not None else state)
+                _save_checkpoint(checkpoint, state | {name: part.state_dict() for name, part in parts.items()})
                 saved = time.monotonic()
     if mean is not None:
         net.load_state_dict(mean.module.state_dict())

@@ -34,9 +34,8 @@ def augment_input(
     Args:
         images: (n, 3, height, width) uint8.
         views: number of views of each image, each with its own draws.
-        crop: if not 0, take a random crop of so many pixels squared, in place of the translation: the input of the
-            patch model (section 2.4). All views of an image show the same crop, so that classes differ by their
-            augmentation alone: with a crop for each view the task long stays at chance.
+        crop: if not 0, take a random crop of so many pixels squared, in place of the translation (section 2.4). All
+            views of an image show the same crop: with a crop for each view the task long stays at chance.
         place: of crops, "uniform" or "structure": more often where grey values vary (not in the paper).
 
     Returns:

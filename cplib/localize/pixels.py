@@ -25,8 +25,7 @@ def to_pixels(
     size of the patch (section 2.4, "receptive field upsampling").
 
     Args:
-        maps: (n, rows, columns), an entry per patch.
-        patch_size, stride: in pixels, as the patches were cut.
+        maps: (n, rows, columns), an entry per patch, of a size and stride in pixels.
         sigma: std of the kernel in pixels, 0 for `kernel_deviation`.
         border: "transposed" as the paper has it: scores fall off where fewer patches overlap, at the border;
             "averaged" divides by the sum of the weights, so that each pixel has a mean of patches.
