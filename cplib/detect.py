@@ -140,8 +140,8 @@ def _write(place: Path, folder: Path, images: Tensor, table: DataFrame, heat: np
     for end, part in (("most", table[:8]), ("least", table[8:][::-1][:8])):  # no image twice
         if len(part):
             rows[f"{end} anomalous\n(score; share of\ngood ones above)"] = [images[i] for i in part.index]
-            told = zip(part["image"], part["score"], part["good_above"], strict=True)
-            titles.append([f"{Path(name).stem[-18:]}\n{score:.1f}; {100 * p:.0f} %" for name, score, p in told])
+            told = part.itertuples()
+            titles.append([f"{Path(x.image).stem[-18:]}\n{x.score:.1f}; {100 * x.good_above:.0f} %" for x in told])
     plots.use_style()
     figure = plots.image_grid(list(rows.values()), list(rows), titles)
     figure.savefig(f"{place}.png", metadata={"Software": None})

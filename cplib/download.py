@@ -1,8 +1,7 @@
 """Downloads: `python -m cplib download mvtec|cifar10|mnist|weights`.
 
 MVTec AD (5.3 GB, unpacked as much again) comes by curl and resumes where it was cut, CIFAR-10 and MNIST (below 200 MB)
-by torchvision. A set is unpacked and checked in a hidden folder, which is renamed at the end. So what bears its name is
-complete.
+by torchvision. A set is unpacked and checked in a hidden folder, which is renamed at the end.
 """
 
 import hashlib

@@ -101,8 +101,7 @@ def density(name: str) -> Density:
 def held_out_log_density(name: str, embeddings: np.ndarray) -> float:
     """Mean log-density of normal images that the density was not fitted to, by cross-validation in five folds.
 
-    It compares densities on training images alone: the one that is higher describes normal images better. Each fold
-    needs at least 2 images to fit.
+    It compares densities on training images alone: the one that is higher describes normal images better.
     """
     folds = KFold(min(5, len(embeddings)), shuffle=True, random_state=0).split(embeddings)
     logs = [density(name).fit(embeddings[a]).log_density(embeddings[b]) for a, b in folds]

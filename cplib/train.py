@@ -158,10 +158,8 @@ def _optimizer(net: ProxyClassifier, config: TrainConfig) -> torch.optim.Optimiz
 @torch.inference_mode()
 def embed(net: ProxyClassifier, images: Tensor, config: TrainConfig, batch_size: int = 64) -> dict[str, Tensor]:
     """By level, as `ProxyClassifier.levels` names them, embeddings (n, channels) float32 on the CPU, of images
-    (n, 3, size, size) uint8 as they are; n may be 0. The net is in evaluation mode.
-
-    The precision is always float32, as the density looks at small differences.
-    """
+    (n, 3, size, size) uint8 as they are; n may be 0. The net is in evaluation mode. The precision is always float32, as
+    the density looks at small differences."""
     found = []
     with threads(config.threads), float32():
         for batch in images.split(batch_size):

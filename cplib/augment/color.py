@@ -1,8 +1,5 @@
-"""Colour jitter of batches, on any device: equal to torchvision's functions, with one draw per sample.
-
-Draws come from a CPU generator and are made before they are applied, and what is applied to a sample does not depend
-on its neighbours in the batch.
-"""
+"""Colour jitter of batches, on any device: equal to torchvision's functions, with one draw per sample. What is
+applied to a sample does not depend on its neighbours in the batch."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -127,10 +127,8 @@ def make_batch(
     """One view per class of every source image (n, 3, size, size) uint8, each with its own input augmentation.
 
     `task` names `VIEWS`, as an entry of `tasks.TASKS` does. `crop` and `place` are as for `augment_input`: images are
-    cropped first, so that every view shows what was done to it (section 2.4).
-
-    Returns:
-        (classes * n, 3, size, size) float32 in [0, 1], class after class, and (classes * n,) labels.
+    cropped first, so that every view shows what was done to it (section 2.4). Returns (classes * n, 3, size, size)
+    float32 in [0, 1], class after class, and (classes * n,) labels.
     """
     batch = augment_input(images, config, generator, len(task), crop, place)
     if crop:  # scars scale with what they are pasted on: enlarged so that on the crop they have the image's pixels

@@ -45,8 +45,7 @@ def maps(net: nn.Module, images: Tensor, score: Score, batch_size: int = 32) -> 
     """GradCAM of a score at the last convolutional block (Selvaraju et al. 2017, equations 1 and 2), before the ReLU.
 
     Images are (n, 3, size, size) uint8, on the device of the net, which has a ResNet as `encoder` and is in evaluation
-    mode. Maps are (n, size / 32, size / 32) float32 for the ImageNet stem, as they come: not rescaled.
-    """
+    mode. Maps are (n, size / 32, size / 32) float32 for the ImageNet stem, as they come."""
     cam = LayerGradCam(lambda x: score(net, x), net.encoder.layer4[-1])
     batches = tqdm(images.split(batch_size), "GradCAM", disable=None, leave=False, delay=2)
     found = [cam.attribute(batch.float().div(255))[:, 0].detach().cpu() for batch in batches]
