@@ -63,10 +63,9 @@ def _digits() -> dict[str, partial]:
 
     pixels, labels = datasets.load_digits(return_X_y=True)
     pixels = (pixels * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8)
-    numbers = np.arange(len(labels))
-    train, _ = model_selection.train_test_split(numbers, test_size=1 / 3, random_state=0, stratify=labels)
-    splits = np.where(np.isin(numbers, train), "train", "test")
-    return {f"{splits[i]}/{labels[i]}/{i:04d}": partial(Image.fromarray, pixels[i]) for i in numbers}
+    parts = model_selection.train_test_split(range(len(labels)), test_size=1 / 3, random_state=0, stratify=labels)
+    splits = zip(("train", "test"), parts, strict=True)
+    return {f"{s}/{labels[i]}/{i:04d}": partial(Image.fromarray, pixels[i]) for s, part in splits for i in part}
 
 
 def _cifar10(folder: Path) -> dict[str, partial]:
@@ -85,7 +84,6 @@ def _cifar10(folder: Path) -> dict[str, partial]:
 
 def _stack(images: list[partial], size: int) -> np.ndarray:
     """Images (n, 3, size, size) uint8. Pillow widens its kernel when it shrinks one, which is the antialiasing."""
-    stack = np.empty((len(images), 3, size, size), np.uint8)
-    for k, read in enumerate(tqdm(images, disable=None, leave=False, delay=2)):
-        stack[k] = np.asarray(read().convert("RGB").resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    return stack
+    shown = tqdm(images, disable=None, leave=False, delay=2)
+    resized = [read().convert("RGB").resize((size, size), Image.Resampling.BILINEAR) for read in shown]
+    return np.ascontiguousarray(np.stack(resized).transpose(0, 3, 1, 2))

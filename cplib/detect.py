@@ -1,9 +1,5 @@
 """A defect detector: `python -m cplib detect photos --category parts` scores photographs by what was learnt from good
-ones. README.md shows how, under "Find defects in your own parts".
-
-results/<study>/detected/<method>/<category>/<folder>.csv    as `run` returns it, most anomalous first
-results/<study>/detected/<method>/<category>/<folder>.png    the images that look most and least anomalous
-results/<study>/detected/patch_model/<category>/<folder>/    each image with its heat, in full size
+ones. README.md shows how, and what it writes, under "Find defects in your own parts".
 """
 
 import logging
@@ -34,7 +30,6 @@ log = logging.getLogger(__name__)
 
 PATCH_MODEL = "patch_model"  # of `config.localize`, with its first size of patches
 PRETRAINED = "pretrained"  # the backbone of `config.transfer`, as it is
-_CHUNK_BYTES = 512 * 2**20  # of embeddings of new images that are scored together
 
 
 def run(config: Config, category: str, folder: str | Path, method: str = THREE_WAY, aligned: bool = False) -> DataFrame:
@@ -45,13 +40,12 @@ def run(config: Config, category: str, folder: str | Path, method: str = THREE_W
     `aligned`: the parts always lie alike, so that the patch model has a density per location.
 
     Each network of the method (a seed, or a level of the pretrained one) is followed by the density `gde.density` of
-    the good images; the patch model by the density of their patches, whose scores are logarithms of distances, an
-    image's score the highest. Scores are standardised by those of the same good images under densities that were not
-    fitted to them, and averaged over networks.
+    the good images; the patch model by that of their patches, whose scores are logarithms of distances, an image's
+    score the highest. Scores are standardised by those of the same good images under densities that were not fitted to
+    them, and averaged over networks.
 
-    Returns columns image; score, in standard deviations from the mean good image; good_above, the share of good images
-    that score at least as high; of the patch model x and y, the middle of the hottest patch in pixels of the file.
-    Raises DataError for no images, an unreadable one, another size, fewer than 4 good ones; else as `runs.run.run_all`.
+    Returns columns image, score and good_above, as README.md explains; of the patch model x and y, the middle of the
+    hottest patch in pixels of the file. Raises DataError, also for fewer than 4 good images.
     """
     local, models = config.localize, _models(config, category, method)
     good = models[0].images
@@ -106,7 +100,7 @@ def _embeddings(config: Config, method: str, models: list[Trained], images: Tens
         if method == PATCH_MODEL:
             how = (model.training.crop, config.localize.stride, settings)
             of_good = patch_maps.unit_patches(net, both[0].to(model.device), *how).cpu().numpy()
-            chunks = (x.to(model.device) for x in images.split(max(1, _CHUNK_BYTES // of_good[0].nbytes)))
+            chunks = (x.to(model.device) for x in images.split(max(1, patch_maps.CHUNK_BYTES // of_good[0].nbytes)))
             yield of_good, (patch_maps.unit_patches(net, x, *how).cpu().numpy() for x in chunks)
         else:
             of_good, of_new = (train.embed(net, x.to(model.device), settings) for x in both)
@@ -140,16 +134,14 @@ def _write(place: Path, folder: Path, images: Tensor, table: DataFrame, heat: np
         for k, name in enumerate(tqdm(table.sort_index()["image"], "pictures", disable=None, leave=False, delay=2)):
             photo = np.asarray(data.read_image(folder / name))
             Image.fromarray(_heated(photo, heat[k])).save(place / f"{name}.jpg", quality=90)
+        hot = [_heated(plots.to_array(image), warm) for image, warm in zip(images, heat, strict=True)]
+        images = torch.from_numpy(np.stack(hot)).permute(0, 3, 1, 2)
     rows, titles = {}, []
     for end, part in (("most", table[:8]), ("least", table[8:][::-1][:8])):  # no image twice
         if len(part):
             rows[f"{end} anomalous\n(score; share of\ngood ones above)"] = [images[i] for i in part.index]
-            told = zip(part["image"], part["score"], part["good_above"], strict=True)
-            titles.append([f"{Path(name).stem[-18:]}\n{score:.1f}; {100 * p:.0f} %" for name, score, p in told])
-        if len(part) and heat is not None:
-            warm = [_heated(plots.to_array(images[i]), heat[i]).transpose(2, 0, 1) for i in part.index]
-            rows[f"{end}, with heat\n(yellow 1, red 5)"] = [torch.from_numpy(image.copy()) for image in warm]
-            titles.append([""] * len(part))
+            told = part.itertuples()
+            titles.append([f"{Path(x.image).stem[-18:]}\n{x.score:.1f}; {100 * x.good_above:.0f} %" for x in told])
     plots.use_style()
     figure = plots.image_grid(list(rows.values()), list(rows), titles)
     figure.savefig(f"{place}.png", metadata={"Software": None})

@@ -9,15 +9,15 @@ All work on embeddings of length 1, as the authors' earlier public code does. Th
 regularisation, which decides the result where there are fewer images than dimensions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.covariance import EmpiricalCovariance, LedoitWolf
 from sklearn.model_selection import KFold
 from sklearn.neighbors import KernelDensity
+from sklearn.utils import check_array
 
 RIDGE = 1e-6
 
@@ -26,19 +26,13 @@ class DensityError(ValueError):
     """Embeddings from which no density can be fitted or scored."""
 
 
-def normalized(embeddings: np.ndarray, dimension: int | None = None, least: int = 0) -> np.ndarray:
-    """Embeddings (n, d) in float64, scaled to length 1; one of length 0 stays 0.
-
-    DensityError if d is not `dimension`, n below `least`, or a value not finite.
-    """
-    x = np.asarray(embeddings, dtype=np.float64)
-    if x.ndim != 2 or dimension not in (None, x.shape[1]):
-        raise DensityError(f"expected embeddings of shape (n, {dimension or 'd'}), got {x.shape}")
-    bad = ~np.isfinite(x).all(axis=1)
-    if bad.any():
-        raise DensityError(f"embedding {int(bad.argmax())} is not finite ({bad.sum()} of {len(x)})")
-    if len(x) < least:
-        raise DensityError(f"a density needs at least {least} normal images, got {len(x)}")
+def normalized(embeddings: np.ndarray, least: int = 0) -> np.ndarray:
+    """Embeddings (n, d) in float64, scaled to length 1; one of length 0 stays 0. DensityError for fewer than `least` or
+    values that are not finite."""
+    try:
+        x = check_array(embeddings, dtype=np.float64, ensure_min_samples=least)
+    except ValueError as error:
+        raise DensityError(f"embeddings of images: {error}") from None
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
@@ -50,7 +44,7 @@ class GaussianDensity:
         self.covariance = covariance
         self.ridge = max(ridge, 1e-12)  # keeps the factorisation possible if all embeddings are equal
 
-    def fit(self, embeddings: np.ndarray) -> GaussianDensity:
+    def fit(self, embeddings: np.ndarray) -> Self:
         found = self.covariance.fit(normalized(embeddings, least=2))
         self.mean = found.location_
         self._factor = cho_factor(found.covariance_ + self.ridge * np.eye(len(self.mean)), lower=True)
@@ -62,7 +56,7 @@ class GaussianDensity:
         return cho_solve(self._factor, np.eye(len(self.mean)))
 
     def score_samples(self, embeddings: np.ndarray) -> np.ndarray:
-        difference = normalized(embeddings, len(self.mean)) - self.mean
+        difference = normalized(embeddings) - self.mean
         return np.einsum("nd,dn->n", difference, cho_solve(self._factor, difference.T))
 
     def log_density(self, embeddings: np.ndarray) -> np.ndarray:
@@ -75,7 +69,7 @@ class KernelDensityScore:
     """Kernel density with a Gaussian kernel exp(-gamma |x - y|^2), gamma = 10 / (variance * d), as in the authors'
     earlier work (section 5.4); the score is the negative log-density."""
 
-    def fit(self, embeddings: np.ndarray) -> KernelDensityScore:
+    def fit(self, embeddings: np.ndarray) -> Self:
         x = normalized(embeddings, least=2)
         gamma = 10 / max(x.var() * x.shape[1], 1e-12)
         self._density = KernelDensity(bandwidth=float(np.sqrt(0.5 / gamma))).fit(x)
@@ -85,7 +79,7 @@ class KernelDensityScore:
         return -self.log_density(embeddings)
 
     def log_density(self, embeddings: np.ndarray) -> np.ndarray:
-        return self._density.score_samples(normalized(embeddings, self._density.n_features_in_))
+        return self._density.score_samples(normalized(embeddings))
 
 
 Density = GaussianDensity | KernelDensityScore
@@ -107,8 +101,7 @@ def density(name: str) -> Density:
 def held_out_log_density(name: str, embeddings: np.ndarray) -> float:
     """Mean log-density of normal images that the density was not fitted to, by cross-validation in five folds.
 
-    It compares densities on training images alone: the one that is higher describes normal images better. Each fold
-    needs at least 2 images to fit.
+    It compares densities on training images alone: the one that is higher describes normal images better.
     """
     folds = KFold(min(5, len(embeddings)), shuffle=True, random_state=0).split(embeddings)
     logs = [density(name).fit(embeddings[a]).log_density(embeddings[b]) for a, b in folds]

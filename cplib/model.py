@@ -2,6 +2,7 @@
 
 import logging
 import os
+import textwrap
 from pathlib import Path
 from typing import Self
 
@@ -135,8 +136,7 @@ def create_backbone(name: str, pretrained: bool) -> nn.Module:
     except ImportError as error:
         raise BackboneError(f"timm cannot be imported ({error}): pip install timm") from None
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:16]}*")[:5])
-        raise BackboneError(f"transfer.backbone {name!r}: timm has no such model; near it: {near or 'none'}")
+        raise BackboneError(f"transfer.backbone {name!r}: timm has no such model")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each of its retries twice
     try:
         net = timm.create_model(name, pretrained=pretrained, num_classes=0)
@@ -152,14 +152,10 @@ def create_backbone(name: str, pretrained: bool) -> nn.Module:
 
 
 def _load(net: nn.Module, path: Path, name: str) -> None:
-    """Load a file into the encoder. A classifier in it is passed over."""
+    """Load a file into the encoder. A classifier in it is passed over, and it may lack what BatchNorm counts."""
+    counts = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
     try:
         found = {k: v for k, v in safetensors.torch.load_file(path).items() if not k.startswith("classifier.")}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise BackboneError(f"{path}: not a readable .safetensors file ({error})") from None
-    own = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
-    faults = {"missing": own.keys() - found.keys(), "unknown": found.keys() - net.state_dict().keys()}
-    faults["of another shape"] = [k for k in own.keys() & found.keys() if found[k].shape != own[k].shape]
-    if told := [f"{len(v)} {k}: {', '.join(sorted(v)[:3])}" for k, v in faults.items() if v]:
-        raise BackboneError(f"{path}: does not fit {name}; tensors {'; '.join(told)}")
-    net.load_state_dict(found, strict=False)
+        net.load_state_dict(counts | found)
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        raise BackboneError(f"{path}: no weights of {name} ({textwrap.shorten(str(error), 500)})") from None

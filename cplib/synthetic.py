@@ -5,8 +5,6 @@ The paper states neither size nor place nor number: here the area is a parameter
 image. Shapes are antialiased and turned by any angle.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import zlib
@@ -25,7 +23,6 @@ from cplib.data import DataError, find, list_images, read_image
 
 KINDS = ("mnist", "square", "ellipse", "heart", "square_natural", "ellipse_natural", "heart_natural")
 _SIDE = 512  # pixels of a shape before it is turned and shrunk, which antialiases it
-_MNIST = ("t10k-images-idx3-ubyte.gz", "train-images-idx3-ubyte.gz")
 
 
 class Fillings:
@@ -41,7 +38,7 @@ class Fillings:
         self.natural = list(load_sample_images().images)
         self.sources = {"digits": "scikit-learn's digits, 8x8 pixels"}
         self.sources["natural images"] = "the two sample images of scikit-learn"
-        if files := [path for name in _MNIST if (path := find(digits) / name).exists()]:
+        if files := [*find(digits).rglob("t10k-images-idx3-ubyte.gz")]:
             self.digits, self.sources["digits"] = _read_mnist(files[0]), f"MNIST ({files[0].name})"
         if files := list_images(folder := find(natural_images)):
             self.natural = [np.asarray(read_image(path)) for path in files]
@@ -54,11 +51,7 @@ fillings = lru_cache(maxsize=2)(Fillings)  # read once
 
 def _read_mnist(path: Path) -> np.ndarray:
     try:
-        values = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
-        magic, count, height, width = values[:16].view(">i4")
-        if magic != 2051 or count < 1:
-            raise ValueError(f"magic number {magic}, {count} images")
-        return values[16:].reshape(count, height, width)
+        return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as images of MNIST ({error})") from None
 

@@ -1,7 +1,5 @@
 """Stage 1: learn the representation by the proxy task (sections 2.1 and A.1), and embed images with it."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -78,30 +76,29 @@ def fit(
     Args:
         net: changed, those of its parameters that require a gradient; left in evaluation mode.
         images: (n, 3, size, size) uint8, on the device to train on; n may be below `config.sources`.
-        task: views to tell apart, such as an entry of `tasks.TASKS`.
+        task, crop: as for `views.make_batch`.
         config: also says on how many threads of a CPU; the result depends on it.
         seed: of the choice of source images and of all augmentations.
-        crop: if not 0, train on random crops of so many pixels squared (the patch model, section 2.4).
-        checkpoint: file to save the state to about every `checkpoint_seconds` and to resume from. The result does not
-            depend on interruptions. The file is left in place at the end.
-        key: names what is trained. A checkpoint of another key is refused.
+        checkpoint: file to save the state to about every `checkpoint_seconds` and to resume from; it stays at the end.
+            The result does not depend on interruptions. A checkpoint of another `key` is refused.
 
     Returns:
         Rows of update, learning_rate, loss and accuracy, the latter two means over the updates since the row before.
-
-    Raises:
-        TrainingError: the loss is not finite, or the checkpoint belongs to something else.
+        A TrainingError tells of a loss that is not finite, and of a checkpoint that belongs to something else.
     """
-    device, layout = images.device, _layout(config)
-    net.to(device, memory_format=layout)
-    optimizer, mean = _optimizer(net, config), _moving_average(net, config)
+    device, memory_format = images.device, layout(config)
+    net.to(device, memory_format=memory_format)
+    optimizer, mean = _optimizer(net, config), None
+    parts = {"model": net, "optimizer": optimizer}  # of what a checkpoint keeps the state
+    if config.average:
+        parts["average"] = mean = AveragedModel(
+            net, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True
+        )
     start, history, sums = 0, [], torch.zeros(2, device=device)
     if checkpoint is not None and checkpoint.exists():
         state = _load_checkpoint(checkpoint, key, device)
-        net.load_state_dict(state["model"])
-        if mean is not None:
-            mean.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         start, history, sums = state["update"], state["history"], state["sums"].to(device)
         log.info("resumed %s at update %d of %d", checkpoint, start, config.updates)
 
@@ -110,14 +107,15 @@ def fit(
     every = max(1, math.ceil(config.updates / HISTORY_ROWS))
     saved = time.monotonic()
     bar = tqdm(range(start, config.updates), "training", initial=start, total=config.updates, disable=None)
+    is_bfloat16 = resolved_precision(device, config.precision) == "bfloat16"
     with threads(config.threads):
         for update in bar:
             generator = update_generator(seed, update)
             chosen = _choose(len(images), config.sources, generator).to(device)
             batch, labels = views.make_batch(images[chosen], task, augment, generator, crop, config.crop_place)
-            batch = batch.contiguous(memory_format=layout)
+            batch = batch.contiguous(memory_format=memory_format)
             optimizer.param_groups[0]["lr"] = rate = learning_rate(update, config)
-            with autocast(device, config.precision):
+            with torch.autocast(device.type, torch.bfloat16, enabled=is_bfloat16):
                 logits = step(batch)
                 loss = nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
@@ -141,8 +139,7 @@ def fit(
                 sums.zero_()
             if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
                 state = {"key": key, "update": done, "history": history, "sums": sums}
-                state |= {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
-                _save_checkpoint(checkpoint, state | {"average": mean.state_dict()} if mean is not None else state)
+                _save_checkpoint(checkpoint, state | {name: part.state_dict() for name, part in parts.items()})
                 saved = time.monotonic()
     if mean is not None:
         net.load_state_dict(mean.module.state_dict())
@@ -158,23 +155,15 @@ def _optimizer(net: ProxyClassifier, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.SGD(learnt, momentum=config.momentum, **own)
 
 
-def _moving_average(net: ProxyClassifier, config: TrainConfig) -> AveragedModel | None:
-    if not config.average:
-        return None
-    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
-
-
 @torch.inference_mode()
 def embed(net: ProxyClassifier, images: Tensor, config: TrainConfig, batch_size: int = 64) -> dict[str, Tensor]:
     """By level, as `ProxyClassifier.levels` names them, embeddings (n, channels) float32 on the CPU, of images
-    (n, 3, size, size) uint8 as they are; n may be 0. The net is in evaluation mode.
-
-    The precision is always float32, as the density looks at small differences.
-    """
+    (n, 3, size, size) uint8 as they are; n may be 0. The net is in evaluation mode. The precision is always float32, as
+    the density looks at small differences."""
     found = []
     with threads(config.threads), float32():
         for batch in images.split(batch_size):
-            levels = net.levels(batch.float().div_(255).contiguous(memory_format=_layout(config)))
+            levels = net.levels(batch.float().div_(255).contiguous(memory_format=layout(config)))
             found.append({name: value.float().cpu() for name, value in levels.items()})
     return {name: torch.cat([levels[name] for levels in found]) for name in found[0]}
 
@@ -182,11 +171,6 @@ def embed(net: ProxyClassifier, images: Tensor, config: TrainConfig, batch_size:
 def float32() -> AbstractContextManager:
     """Context in which float32 is float32: a GPU would convolve in TF32, of 10 bits."""
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Context of a precision as `resolved_precision` gives it for this device."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=resolved_precision(device, precision) == "bfloat16")
 
 
 def made_on(device: torch.device, config: TrainConfig, is_trained: bool) -> str:
@@ -209,7 +193,8 @@ def resolved_precision(device: torch.device, precision: str) -> str:
     return "bfloat16" if native else "float32"
 
 
-def _layout(config: TrainConfig) -> torch.memory_format:
+def layout(config: TrainConfig) -> torch.memory_format:
+    """Memory layout of images and networks."""
     return torch.channels_last if config.channels_last else torch.contiguous_format
 
 

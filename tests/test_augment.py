@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from cplib.augment import views
+from cplib.augment import color, views
 from cplib.augment.tasks import TASKS
 from cplib.augment.views import VIEWS, augment_input, make_batch, translate
 from cplib.config import load
@@ -162,7 +162,7 @@ def test_all_classes_have_the_same_input_augmentation():
 def test_whole_batches_at_once_as_on_a_gpu(name, device, monkeypatch):
     images, here, there = (256 * noise(8, 64, 64)).byte(), seeded(0), seeded(0)
     expected, expected_labels = make_batch(images, TASKS[name], CONFIG, here)
-    monkeypatch.setattr(views, "chunks", lambda images: [slice(0, len(images))])
+    monkeypatch.setattr(color, "chunks", lambda images: [slice(0, len(images))])
     batch, labels = make_batch(images.to(device), TASKS[name], CONFIG, there)
     assert batch.device.type == device and torch.equal(labels.cpu(), expected_labels)
     assert torch.equal(here.get_state(), there.get_state())  # the same draws

@@ -47,9 +47,3 @@ def test_maps_are_the_gradient_times_the_activation(net, images, density, target
     np.testing.assert_allclose(maps, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
     if target == "density":  # as a score does not change with the length of an embedding
         assert np.abs(maps.sum((1, 2))).max() < 1e-3 * np.abs(maps).max()
-
-
-def test_a_density_without_gradient_is_named_and_no_images_give_no_maps(net, images):
-    with pytest.raises(gde.DensityError, match="ledoit_wolf or ridge"):
-        gradcam.density_score(gde.density("kde").fit(np.eye(4)), torch.device("cpu"))
-    assert len(gradcam.maps(net, images[:0], gradcam.logit_score)) == 0

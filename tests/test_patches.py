@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from cplib.augment.color import Jitter, color_jitter, draw_jitter
+from cplib.augment.color import Jitter, color_jitter_, draw_jitter
 from cplib.augment.patches import Patches, draw_rectangles, draw_scars, fill_, paste_
 from cplib.config import AugmentConfig, load
 
@@ -179,6 +179,6 @@ def test_pasted_colours_are_jittered_as_those_of_an_image(kind, move):
     for k, mask in enumerate(masks):
         rows = slice(k, k + 1)
         own = Jitter(jitter.factors[rows], jitter.order[rows])
-        expected = color_jitter(plain[rows, :, mask][..., None], own)[..., 0]
+        expected = color_jitter_(plain[rows, :, mask][..., None], own)[..., 0]
         torch.testing.assert_close(images[rows, :, mask], expected, atol=1e-5, rtol=0)
     assert move or torch.equal(plain, before)

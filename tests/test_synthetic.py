@@ -87,8 +87,7 @@ def test_fillings_are_read_where_they_are_and_told_where_they_are_damaged(tmp_pa
         b"not gzip",
         whole[: len(whole) // 2],
         whole[:10] + b"\xff" * 16 + whole[26:],  # zlib's own error
-        gzip.compress(np.array([2049, 2], dtype=">i4").tobytes() + bytes(8 + 2 * 28 * 28)),  # labels
-        gzip.compress(np.array([2051, 0, 28, 28], dtype=">i4").tobytes()),  # no image
+        gzip.compress(header + digits.tobytes()[:-1]),  # less than two images
     ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz: cannot be read"):

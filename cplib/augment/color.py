@@ -1,10 +1,5 @@
-"""Colour jitter of batches, on any device: equal to torchvision's functions, with one draw per sample.
-
-Draws come from a CPU generator and are made before they are applied, and what is applied to a sample does not depend
-on its neighbours in the batch.
-"""
-
-from __future__ import annotations
+"""Colour jitter of batches, on any device: equal to torchvision's functions, with one draw per sample. What is
+applied to a sample does not depend on its neighbours in the batch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -29,13 +24,15 @@ def draw_jitter(n: int, strength: float, generator: Generator) -> Jitter:
     return Jitter(factors, torch.rand(n, 4, generator=generator).argsort(1))
 
 
-def color_jitter(images: Tensor, jitter: Jitter) -> Tensor:
-    """Images (n, 3, height, width), float in [0, 1], jittered each with its own factors in its own order: equal to
-    torchvision's `adjust_brightness`, `adjust_contrast`, `adjust_saturation` and `adjust_hue` one after the other."""
-    out, steps = images.clone(memory_format=torch.contiguous_format), jitter_steps(jitter, images.device)
-    for rows in chunks(out):
-        jitter_images_(out[rows], steps.select(rows))
-    return out
+def color_jitter_(images: Tensor, jitter: Jitter) -> Tensor:
+    """Jitter images in place, each with its own factors in its own order: equal to torchvision's `adjust_brightness`,
+    `adjust_contrast`, `adjust_saturation` and `adjust_hue` one after the other. Images are (n, 3, height, width), float
+    in [0, 1], contiguous."""
+    blends, hue = blend_weights(jitter), jitter.factors[:, HUE]
+    for rows in chunks(images):
+        pixels = images[rows].flatten(2).transpose(0, 1)
+        jitter_pixels_(pixels, blends[..., rows], hue[rows], lambda v: v[:, None], lambda plane: plane.mean(1))
+    return images
 
 
 def chunks(images: Tensor) -> list[slice]:
@@ -44,25 +41,13 @@ def chunks(images: Tensor) -> list[slice]:
     return [slice(i, i + 1) for i in range(n)] if images.device.type == "cpu" else [slice(0, n)]
 
 
-class Steps(NamedTuple):
-    """Colour jitter of n samples as one sequence of steps that serves all orders.
+def blend_weights(jitter: Jitter) -> Tensor:
+    """Colour jitter as one sequence of steps that serves all orders: up to three blends, the hue, up to three blends.
 
     Brightness, contrast and saturation are all x <- clamp(f x + (1 - f) reference), the reference 0, the mean grey of
-    the image or the grey of the pixel. So: up to three such blends, the hue, up to three blends; each for those samples
-    only whose order has a blend there (f = 1 for the others).
+    the image or the grey of the pixel. Returns (6, 3, n): of each blend f, (1 - f) for the mean grey and that for the
+    grey. They are 1, 0, 0 for samples whose order has no blend there.
     """
-
-    blends: Tensor  # (6, 3, n) f, (1 - f) for the mean grey, (1 - f) for the grey, on the device of the images
-    hue: Tensor  # (n,) shift in turns, on the same device
-    needed: Tensor  # (6, 3, n) bool on the CPU: where f is not 1 and the others are not 0
-    hue_needed: Tensor  # (n,) likewise: where the shift is not 0
-
-    def select(self, rows: slice) -> Steps:
-        return Steps(self.blends[..., rows], self.hue[rows], self.needed[..., rows], self.hue_needed[rows])
-
-
-def jitter_steps(jitter: Jitter, device: torch.device) -> Steps:
-    """Steps of draws, for images on a device."""
     factors, order = jitter
     turn = (order == HUE).float().argmax(1)
     step = torch.tensor([0, 1, 2, 1, 2, 3])[:, None]  # places in the order: three before the hue, three after it
@@ -71,25 +56,20 @@ def jitter_steps(jitter: Jitter, device: torch.device) -> Steps:
     factor = torch.where(active, factors.gather(1, operation.T).T, 1.0)
     to_mean = torch.where(operation == CONTRAST, 1 - factor, 0.0)
     to_grey = torch.where(operation == SATURATION, 1 - factor, 0.0)
-    blends, hue = torch.stack([factor, to_mean, to_grey], 1), factors[:, HUE]
-    needed = torch.stack([factor != 1, to_mean != 0, to_grey != 0], 1)
-    return Steps(blends.to(device), hue.to(device), needed, hue != 0)
+    return torch.stack([factor, to_mean, to_grey], 1)
 
 
-def jitter_images_(images: Tensor, steps: Steps) -> None:
-    """Jitter contiguous images in place."""
-    jitter_pixels_(images.flatten(2).transpose(0, 1), steps, lambda v: v[:, None], lambda plane: plane.mean(1))
-
-
-def jitter_pixels_(x: Tensor, steps: Steps, spread: Callable, mean: Callable) -> None:
-    """Jitter x of shape (3, *pixels) in place. `spread` takes (n,) values to the pixels of each sample, `mean` a plane
-    of pixels to the (n,) means over each sample."""
-    for index, (any_factor, any_mean, any_grey) in enumerate(steps.needed.any(-1).tolist()):
-        if index == 3 and steps.hue_needed.any():
-            _shift_hue(x, spread(steps.hue))
+def jitter_pixels_(x: Tensor, blends: Tensor, hue: Tensor, spread: Callable, mean: Callable) -> None:
+    """Jitter x of shape (3, *pixels) in place by `blend_weights` and shifts (n,) of the hue, both on the CPU. `spread`
+    takes (n,) values to the pixels of each sample, `mean` a plane of pixels to the (n,) means over each sample."""
+    needed = (blends != torch.tensor([1.0, 0.0, 0.0])[:, None]).any(-1).tolist()
+    weights = blends.to(x.device)
+    for index, (any_factor, any_mean, any_grey) in enumerate(needed):
+        if index == 3 and hue.any():
+            _shift_hue(x, spread(hue.to(x.device)))
         if not any_factor:
             continue
-        factor, to_mean, to_grey = steps.blends[index]
+        factor, to_mean, to_grey = weights[index]
         offset = None
         if any_mean or any_grey:
             grey = (x[0] * 0.2989).add_(x[1], alpha=0.587).add_(x[2], alpha=0.114)

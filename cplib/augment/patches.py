@@ -4,14 +4,12 @@ A batch of patches is handled as the list of their pixels, those of all samples 
 with what is pasted, not with the images, and no loop runs over the samples.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from cplib.augment.color import Jitter, jitter_pixels_, jitter_steps
+from cplib.augment.color import HUE, Jitter, blend_weights, jitter_pixels_
 from cplib.config import AugmentConfig
 
 REFERENCE_SIZE = 256  # pixels; the image size for which the paper gives the lengths of the scar
@@ -79,13 +77,12 @@ class _Pixels(NamedTuple):
     sample: Tensor
     source: Tensor  # place in the flattened plane of the sample's image
     target: Tensor
-    inside: Tensor | None  # False in the corners of the box of a rotated patch; None: all inside
+    inside: Tensor  # False in the corners of the box of a rotated patch
 
 
 def _pixels(patches: Patches, shape: tuple[int, int], device: torch.device) -> _Pixels:
     counts = patches.box_height * patches.box_width
     total, start = int(counts.sum()), counts.cumsum(0) - counts
-    rotated = bool(patches.angle.any())
     p = Patches(*(v.to(device, non_blocking=True) for v in patches))
     sample = torch.repeat_interleave(torch.arange(len(counts), device=device), counts.to(device), output_size=total)
     local = torch.arange(total, device=device) - start.to(device)[sample]
@@ -94,8 +91,6 @@ def _pixels(patches: Patches, shape: tuple[int, int], device: torch.device) -> _
     j = local - i * box_width
     target = (p.paste_y * shape[1] + p.paste_x)[sample] + i * shape[1] + j
     first = (p.cut_y * shape[1] + p.cut_x)[sample]
-    if not rotated:
-        return _Pixels(sample, first + i * shape[1] + j, target, None)
     y, x = i - ((p.box_height - 1) / 2)[sample], j - ((p.box_width - 1) / 2)[sample]
     sin, cos = p.angle.sin()[sample], p.angle.cos()[sample]
     height, width = p.height[sample], p.width[sample]
@@ -108,22 +103,15 @@ def _pixels(patches: Patches, shape: tuple[int, int], device: torch.device) -> _
 
 def _gather(images: Tensor, sample: Tensor, place: Tensor) -> Tensor:
     """Colours (3, pixels) of places in the flattened planes of contiguous images."""
-    plane, flat = images.shape[2] * images.shape[3], images.view(-1)
-    first = sample * (3 * plane) + place
-    return torch.stack([flat[first + c * plane] for c in range(3)])
+    return images.flatten(2)[sample, :, place].T.contiguous()
 
 
 def _fill(images: Tensor, pixels: _Pixels, colors: Tensor) -> Tensor:
     """Write colours (3, pixels) to the targets in contiguous images; returns the mask of these places."""
     sample, _, target, inside = pixels
+    images.flatten(2)[sample, :, target] = torch.where(inside, colors, _gather(images, sample, target)).T
     mask = torch.zeros_like(images[:, 0], dtype=torch.bool)
-    plane, flat = images.shape[2] * images.shape[3], images.view(-1)
-    first = sample * (3 * plane) + target
-    if inside is not None:
-        colors = torch.where(inside, colors, _gather(images, sample, target))
-    for c in range(3):
-        flat[first + c * plane] = colors[c]
-    mask.view(-1)[sample * plane + target] = True if inside is None else inside
+    mask.flatten(1)[sample, target] = inside
     return mask
 
 
@@ -137,13 +125,13 @@ def paste_(images: Tensor, patches: Patches, jitter: Jitter, move: bool = True) 
     pixels = _pixels(patches, images.shape[2:], images.device)
     sample = pixels.sample
     colors = _gather(images, sample, pixels.source if move else pixels.target)
-    weight = torch.ones_like(colors[0]) if pixels.inside is None else pixels.inside.float()
+    weight = pixels.inside.float()
     total = colors.new_zeros(len(images)).index_add_(0, sample, weight)
 
     def mean(plane: Tensor) -> Tensor:
         return plane.new_zeros(len(images)).index_add_(0, sample, plane * weight) / total
 
-    jitter_pixels_(colors, jitter_steps(jitter, images.device), lambda v: v[sample], mean)
+    jitter_pixels_(colors, blend_weights(jitter), jitter.factors[:, HUE], lambda v: v[sample], mean)
     return _fill(images, pixels, colors)
 
 

@@ -1,10 +1,7 @@
 """Proxy tasks: the views of an image that a classifier learns to tell apart (sections 2.1, 5.1, 5.2).
 
-A new task is an entry here, and a new view is a function in `cplib.augment.views`. This module needs no torch,
-so that tables can be read without it.
+A new task is an entry here, and a new view is a function in `cplib.augment.views`, which needs torch.
 """
-
-from __future__ import annotations
 
 TASKS: dict[str, tuple[str, ...]] = {
     "rotation": ("normal", "rotate_90", "rotate_180", "rotate_270"),

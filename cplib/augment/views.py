@@ -4,16 +4,15 @@ Images are (n, 3, height, width), float in [0, 1] unless stated. Every sample ha
 `torch.Generator` whatever the device of the images, so a seed means the same on every device.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
 
-from cplib.augment.color import chunks, draw_jitter, jitter_images_, jitter_steps
+from cplib.augment.color import color_jitter_, draw_jitter
 from cplib.augment.patches import Patches, draw_rectangles, draw_scars, fill_, paste_
-from cplib.config import AugmentConfig
+from cplib.config import AugmentConfig, Names
 
 View = Callable[[Tensor, AugmentConfig, Generator], Tensor]  # changes images in place, returns the mask of the changes
 Draw = Callable[[int, tuple[int, int], AugmentConfig, Generator], Patches]
@@ -23,12 +22,7 @@ def translate(images: Tensor, offsets: Tensor, pad: int, shape: tuple[int, int] 
     """Pad n images by reflection, by fewer pixels than they have, and crop to a shape, by default theirs. Crop k, a
     view into the padded images, is of image k modulo n, its first pixel at row and column `offsets[k]`."""
     height, width = shape or images.shape[2:]
-    padded = images
-    if pad:
-        left, right = images[..., 1 : pad + 1].flip(3), images[..., -pad - 1 : -1].flip(3)
-        padded = torch.cat([left, images, right], 3)
-        above, below = padded[:, :, 1 : pad + 1].flip(2), padded[:, :, -pad - 1 : -1].flip(2)
-        padded = torch.cat([above, padded, below], 2)
+    padded = nn.functional.pad(images.float(), (pad,) * 4, mode="reflect") if pad else images  # it pads no bytes
     return [padded[k % len(images), :, i : i + height, j : j + width] for k, (i, j) in enumerate(offsets.tolist())]
 
 
@@ -40,9 +34,8 @@ def augment_input(
     Args:
         images: (n, 3, height, width) uint8.
         views: number of views of each image, each with its own draws.
-        crop: if not 0, take a random crop of so many pixels squared, in place of the translation: the input of the
-            patch model (section 2.4). All views of an image show the same crop, so that classes differ by their
-            augmentation alone: with a crop for each view the task long stays at chance.
+        crop: if not 0, take a random crop of so many pixels squared, in place of the translation (section 2.4). All
+            views of an image show the same crop: with a crop for each view the task long stays at chance.
         place: of crops, "uniform" or "structure": more often where grey values vary (not in the paper).
 
     Returns:
@@ -55,14 +48,8 @@ def augment_input(
     else:
         pad = round(config.translate * shape[0])
         offsets = torch.randint(0, 2 * pad + 1, (n, 2), generator=generator)
-    steps = jitter_steps(draw_jitter(n, config.jitter, generator), images.device)
-    crops = translate(images, offsets, pad, shape)
-    out = torch.empty(n, 3, *shape, device=images.device)
-    for rows in chunks(out):
-        x = out[rows]
-        x.copy_(torch.stack(crops[rows])).div_(255)
-        jitter_images_(x, steps.select(rows))
-    return out
+    out = torch.stack(translate(images, offsets, pad, shape)).float().div_(255)
+    return color_jitter_(out, draw_jitter(n, config.jitter, generator))
 
 
 def _uniform_places(images: Tensor, crop: int, generator: Generator) -> Tensor:
@@ -84,24 +71,16 @@ def _structured_places(images: Tensor, crop: int, generator: Generator) -> Tenso
     return (corner + torch.randint(0, step, corner.shape, generator=generator)).minimum(last)
 
 
-def _paste(draw: Draw, move: bool = True) -> View:
+def _paste(images: Tensor, config: AugmentConfig, generator: Generator, draw: Draw, move: bool = True) -> Tensor:
     """Patches of the image, colours jittered, pasted elsewhere (or left where they are)."""
-
-    def view(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
-        patches = draw(len(images), images.shape[2:], config, generator)
-        return paste_(images, patches, draw_jitter(len(images), config.patch_jitter, generator), move)
-
-    return view
+    patches = draw(len(images), images.shape[2:], config, generator)
+    return paste_(images, patches, draw_jitter(len(images), config.patch_jitter, generator), move)
 
 
-def _fill(draw: Draw, color: Callable[[Tensor, Generator], Tensor]) -> View:
-    """Patches filled with one colour, (n, 3) of images."""
-
-    def view(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
-        patches = draw(len(images), images.shape[2:], config, generator)
-        return fill_(images, patches, color(images, generator))
-
-    return view
+def _fill(images: Tensor, config: AugmentConfig, generator: Generator, draw: Draw, color: Callable) -> Tensor:
+    """Patches filled with one colour of each image: `color` gives (n, 3) of images and generator."""
+    patches = draw(len(images), images.shape[2:], config, generator)
+    return fill_(images, patches, color(images, generator))
 
 
 def _random_color(images: Tensor, generator: Generator) -> Tensor:
@@ -119,52 +98,37 @@ def _union(images: Tensor, config: AugmentConfig, generator: Generator) -> Tenso
     return mask
 
 
-def _rotate(turns: int) -> View:
+def _rotate(images: Tensor, config: AugmentConfig, generator: Generator, turns: int) -> Tensor:
     """Square images turned by so many quarters, 0 for images as they are."""
-
-    def view(images: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
-        if turns:
-            images.copy_(torch.rot90(images, turns, (2, 3)))
-        return torch.full_like(images[:, 0], turns > 0, dtype=torch.bool)
-
-    return view
+    if turns:
+        images.copy_(torch.rot90(images, turns, (2, 3)))
+    return torch.full_like(images[:, 0], turns > 0, dtype=torch.bool)
 
 
 VIEWS: dict[str, View] = {
-    "normal": _rotate(0),
-    "cutpaste": _paste(draw_rectangles),  # CutPaste: a rectangle (section 2.2)
-    "cutpaste_scar": _paste(draw_scars),  # CutPaste-Scar: a long thin rectangle, rotated (section 2.2)
+    "normal": partial(_rotate, turns=0),
+    "cutpaste": partial(_paste, draw=draw_rectangles),  # CutPaste: a rectangle (section 2.2)
+    "cutpaste_scar": partial(_paste, draw=draw_scars),  # CutPaste-Scar: a long thin rectangle, rotated (section 2.2)
     "union": _union,  # one of the two with equal chance (section 5.2)
-    "cutout": _fill(draw_rectangles, lambda images, _: torch.full((len(images), 3), 0.5)),  # grey (section 5.1)
-    "cutout_mean": _fill(draw_rectangles, lambda images, _: images.mean((2, 3))),  # the image's mean (section 5.1)
-    "cutout_color": _fill(draw_rectangles, _random_color),  # section 5.1
-    "scar": _fill(draw_scars, _random_color),  # section 2.2
-    "confetti": _paste(draw_rectangles, move=False),  # jittered where it is, as CutPaste jitters (section 5.1)
-    "rotate_90": _rotate(1),
-    "rotate_180": _rotate(2),
-    "rotate_270": _rotate(3),
+    "cutout": partial(_fill, draw=draw_rectangles, color=lambda images, _: torch.full((len(images), 3), 0.5)),
+    "cutout_mean": partial(_fill, draw=draw_rectangles, color=lambda images, _: images.mean((2, 3))),  # section 5.1
+    "cutout_color": partial(_fill, draw=draw_rectangles, color=_random_color),  # section 5.1
+    "scar": partial(_fill, draw=draw_scars, color=_random_color),  # section 2.2
+    "confetti": partial(_paste, draw=draw_rectangles, move=False),  # jittered where it is (section 5.1)
+    "rotate_90": partial(_rotate, turns=1),
+    "rotate_180": partial(_rotate, turns=2),
+    "rotate_270": partial(_rotate, turns=3),
 }
 
 
 def make_batch(
-    images: Tensor,
-    task: tuple[str, ...],
-    config: AugmentConfig,
-    generator: Generator,
-    crop: int = 0,
-    place: str = "uniform",
+    images: Tensor, task: Names, config: AugmentConfig, generator: Generator, crop: int = 0, place: str = "uniform"
 ) -> tuple[Tensor, Tensor]:
-    """One view per class of every source image, each with its own input augmentation.
+    """One view per class of every source image (n, 3, size, size) uint8, each with its own input augmentation.
 
-    Args:
-        images: (n, 3, size, size) uint8.
-        task: names of `VIEWS`, such as an entry of `tasks.TASKS`.
-        crop: as `augment_input`; cropped first, so that every view shows what was done to it (section 2.4). Scars keep
-            their size in pixels of the image.
-        place: as `augment_input`.
-
-    Returns:
-        (classes * n, 3, size, size) float32 in [0, 1], class after class, and (classes * n,) labels.
+    `task` names `VIEWS`, as an entry of `tasks.TASKS` does. `crop` and `place` are as for `augment_input`: images are
+    cropped first, so that every view shows what was done to it (section 2.4). Returns (classes * n, 3, size, size)
+    float32 in [0, 1], class after class, and (classes * n,) labels.
     """
     batch = augment_input(images, config, generator, len(task), crop, place)
     if crop:  # scars scale with what they are pasted on: enlarged so that on the crop they have the image's pixels

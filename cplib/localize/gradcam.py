@@ -1,15 +1,11 @@
 """GradCAM of an image-level model: the baseline of section 4.2 for localisation, through captum.
 
 The paper states neither layer nor target. Here: the last convolutional block, and by default the gradient of the
-anomaly score itself, the squared Mahalanobis distance of the embedding (`localize.cam_target`).
-
-Sign: an activation's weight is the gradient of the anomaly score, so a map is high where activations raise the score.
-As embeddings are scaled to length 1, the score does not change with their length, and the map of a density sums to 0
-over an image: what is below 0 speaks for normal. The ReLU of its definition ties all such
-pixels, about half; maps are kept without it, and cut off where they are read unless `localize.cam_relu` is false.
+anomaly score itself, the squared Mahalanobis distance of the embedding (`localize.cam_target`). So a map is high where
+activations raise the score. As embeddings are scaled to length 1, it sums to 0 over an image: what is below 0 speaks
+for normal. The ReLU of GradCAM's definition ties all such pixels, about half. Maps are kept without it, and cut off
+where they are read unless `localize.cam_relu` is false.
 """
-
-from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
@@ -19,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cplib.gde import Density, DensityError, GaussianDensity
+from cplib.gde import GaussianDensity
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # captum asks for progress bars of notebooks, which need ipywidgets
@@ -28,10 +24,8 @@ with warnings.catch_warnings():
 Score = Callable[[nn.Module, Tensor], Tensor]  # of a model and images (n, 3, size, size): (n,)
 
 
-def density_score(density: Density, device: torch.device) -> Score:
-    """The score of a fitted density as a function that has a gradient. DensityError if it is no Gaussian."""
-    if not isinstance(density, GaussianDensity):
-        raise DensityError("GradCAM needs the density ledoit_wolf or ridge, or localize.cam_target: logit")
+def density_score(density: GaussianDensity, device: torch.device) -> Score:
+    """The score of a fitted density as a function that has a gradient."""
     mean, precision = (torch.tensor(a, device=device) for a in (density.mean, density.precision))
 
     def score(net: nn.Module, images: Tensor) -> Tensor:
@@ -51,10 +45,7 @@ def maps(net: nn.Module, images: Tensor, score: Score, batch_size: int = 32) -> 
     """GradCAM of a score at the last convolutional block (Selvaraju et al. 2017, equations 1 and 2), before the ReLU.
 
     Images are (n, 3, size, size) uint8, on the device of the net, which has a ResNet as `encoder` and is in evaluation
-    mode. Maps are (n, size / 32, size / 32) float32 for the ImageNet stem, as they come: not rescaled.
-    """
-    if not len(images):
-        return np.empty((0, 1, 1), np.float32)
+    mode. Maps are (n, size / 32, size / 32) float32 for the ImageNet stem, as they come."""
     cam = LayerGradCam(lambda x: score(net, x), net.encoder.layer4[-1])
     batches = tqdm(images.split(batch_size), "GradCAM", disable=None, leave=False, delay=2)
     found = [cam.attribute(batch.float().div(255))[:, 0].detach().cpu() for batch in batches]

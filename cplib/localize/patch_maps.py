@@ -4,10 +4,9 @@ As in `cplib.gde`: Gaussians with Ledoit-Wolf shrinkage on embeddings of length 
 shared by all; the score is the squared Mahalanobis distance (equation 2).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -18,13 +17,13 @@ from cplib import gde
 from cplib.config import TrainConfig
 from cplib.gde import DensityError
 from cplib.model import STEMS
-from cplib.train import float32
+from cplib.train import float32, layout
 
 WIDTH = 512  # of the embeddings of a ResNet-18
 _MOST_PATCHES = 50_000  # that a shared density is fitted to, a hundred for each dimension
 _LEAST_VARIANCE = 1e-12  # as cplib.gde: keeps the inverse where all embeddings are equal
 _BLOCK_BYTES = 128 * 2**20  # of float64 numbers at a time, where there is a Gaussian per location
-_CHUNK_BYTES = 512 * 2**20  # of embeddings of test images that are scored together
+CHUNK_BYTES = 512 * 2**20  # of embeddings of test images that are scored together
 
 
 def grid_side(image_size: int, patch_size: int, stride: int) -> int:
@@ -34,30 +33,21 @@ def grid_side(image_size: int, patch_size: int, stride: int) -> int:
 
 @torch.inference_mode()
 def unit_patches(net: nn.Module, images: Tensor, patch_size: int, stride: int, config: TrainConfig) -> Tensor:
-    """Embeddings of all patches, as `unit_length` gives them. Only a batch of patches is in memory at a time.
+    """Embeddings (n, rows, columns, 512) of all patches of images (n, 3, size, size) uint8, as `unit_length` gives
+    them. The net is in evaluation mode, on the device of the images.
 
     Entry (i, j) is the encoder's output for the crop whose first pixel is (i stride, j stride): each patch is seen
-    alone, as in training. Convolving the image once would be cheaper, but pads nowhere inside it.
-
-    Args:
-        net: model with `embed`, in evaluation mode, on the device of the images.
-        images: (n, 3, size, size) uint8.
-        patch_size, stride: in pixels.
-        config: for the stem and the memory layout. The precision is always float32: bfloat16 hides differences
-            between patches from untrained networks, and so flattered ours beside the control.
-
-    Returns:
-        (n, rows, columns, 512) float32, on the device. A DensityError tells of one that is not finite.
+    alone, as in training. Convolving the image once would be cheaper, but pads nowhere inside it. The precision is
+    always float32: bfloat16 hides differences between patches from untrained networks, and so flattered ours.
     """
     side = grid_side(images.shape[-1], patch_size, stride)
     # batches of nearly equal size: kernels are prepared for each new shape
     count = math.ceil(side**2 / _batch_size(patch_size, config.stem, images.device))
     batches = torch.arange(side**2, device=images.device).chunk(count)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
     out = torch.empty(len(images), side, side, WIDTH, dtype=torch.float32, device=images.device)
     for k, image in enumerate(tqdm(images, "patches", unit="image", disable=None, leave=False, delay=2)):
         patches = image.unfold(1, patch_size, stride).unfold(2, patch_size, stride).permute(1, 2, 0, 3, 4)
-        chosen = (patches[b // side, b % side].contiguous(memory_format=layout) for b in batches)
+        chosen = (patches[b // side, b % side].contiguous(memory_format=layout(config)) for b in batches)
         with float32():
             found = torch.cat([net.embed(x.float().div_(255)) for x in chosen])
         out[k] = unit_length(found).view(side, side, -1)
@@ -85,7 +75,7 @@ def unit_length(embeddings: Tensor) -> Tensor:
 class SharedGaussian:
     """One Gaussian for all locations."""
 
-    def fit(self, embeddings: Tensor) -> SharedGaussian:
+    def fit(self, embeddings: Tensor) -> Self:
         """Fit to the patches (n, rows, columns, d) of normal images, at most `_MOST_PATCHES` drawn at random."""
         patches = embeddings.flatten(0, 2)
         chosen = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:_MOST_PATCHES]
@@ -113,7 +103,7 @@ class LocationGaussians:
     seconds; kept, they would take more memory than the embeddings.
     """
 
-    def fit(self, embeddings: Tensor) -> LocationGaussians:
+    def fit(self, embeddings: Tensor) -> Self:
         """Keep the patches (n, rows, columns, d) of normal images; they are not copied."""
         if len(embeddings) < 2:
             raise DensityError(f"a density needs at least 2 normal images, got {len(embeddings)}")
@@ -171,15 +161,12 @@ def score_maps(
     config: TrainConfig,
     densities: Sequence[str] = tuple(PLACEMENTS),
 ) -> dict[str, np.ndarray]:
-    """Fit densities, of `PLACEMENTS`, to the patches of normal images and score those of m test images.
-
-    Arguments are as `unit_patches` takes them. By density, maps (m, rows, columns) float32 of squared Mahalanobis
-    distances, an entry per patch.
-    """
+    """Fit densities, of `PLACEMENTS`, to the patches of normal images and score those of m test images: by density,
+    maps (m, rows, columns) float32 of squared Mahalanobis distances. Arguments are as `unit_patches` takes them."""
     normal = unit_patches(net, train, patch_size, stride, config)
     fitted = {name: PLACEMENTS[name]().fit(normal) for name in densities}
     maps = {name: np.empty((len(test), *normal.shape[1:3]), np.float32) for name in densities}
-    chunk = max(1, _CHUNK_BYTES // normal[0].nbytes)
+    chunk = max(1, CHUNK_BYTES // normal[0].nbytes)
     for first in range(0, len(test), chunk):
         rows = slice(first, first + chunk)
         embeddings = unit_patches(net, test[rows], patch_size, stride, config)

@@ -3,15 +3,12 @@
 Scores are compared as they are, over all test images of a category: no image is rescaled by itself.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
 import torch
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
 from torch.nn import functional
 
 
@@ -21,14 +18,6 @@ def kernel_deviation(size: int) -> float:
     return math.log10(0.45 * size + 1) + 0.25 if size < 32 else 10.0
 
 
-def gaussian_kernel(size: int, sigma: float = 0.0) -> Tensor:
-    """Gaussian (size, size) of sum 1; sigma in pixels, 0 for `kernel_deviation`."""
-    sigma = sigma or kernel_deviation(size)
-    line = torch.exp(-0.5 * ((torch.arange(size) - (size - 1) / 2) / sigma).square().double())
-    line = line / line.sum()
-    return torch.outer(line, line).float()
-
-
 def to_pixels(
     maps: np.ndarray, patch_size: int, stride: int, sigma: float = 0.0, border: str = "transposed"
 ) -> np.ndarray:
@@ -36,8 +25,7 @@ def to_pixels(
     size of the patch (section 2.4, "receptive field upsampling").
 
     Args:
-        maps: (n, rows, columns), an entry per patch.
-        patch_size, stride: in pixels, as the patches were cut.
+        maps: (n, rows, columns), an entry per patch, of a size and stride in pixels.
         sigma: std of the kernel in pixels, 0 for `kernel_deviation`.
         border: "transposed" as the paper has it: scores fall off where fewer patches overlap, at the border;
             "averaged" divides by the sum of the weights, so that each pixel has a mean of patches.
@@ -45,7 +33,10 @@ def to_pixels(
     Returns:
         (n, height, width) float32, height (rows - 1) stride + patch_size: all pixels that patches cover.
     """
-    kernel = gaussian_kernel(patch_size, sigma)[None, None]
+    distance = torch.arange(patch_size) - (patch_size - 1) / 2
+    line = torch.exp(-0.5 * (distance / (sigma or kernel_deviation(patch_size))).square().double())
+    line = line / line.sum()
+    kernel = torch.outer(line, line).float()[None, None]  # its sum is 1
     values, weight = torch.from_numpy(np.asarray(maps, np.float32))[:, None], torch.ones(1)
     if border == "averaged":  # far from the middle of a narrow kernel the weights would be 0, and their sum
         kernel = kernel.clamp_min(1e-9 * float(kernel.max()))
@@ -63,21 +54,9 @@ def resized(maps: np.ndarray, size: int) -> np.ndarray:
     return functional.interpolate(values, size=(size, size), mode="bilinear", align_corners=False)[:, 0].numpy()
 
 
-def _checked(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    maps, masks = np.asarray(maps, np.float32), np.asarray(masks, bool)
-    if maps.shape != masks.shape or maps.ndim != 3:
-        raise ValueError(f"maps {maps.shape} and masks {masks.shape} must be (n, height, width) alike")
-    if not np.isfinite(maps).all():
-        raise ValueError("a map holds values that are not finite")
-    if masks.all() or not masks.any():
-        raise ValueError("masks must hold normal and anomalous pixels")
-    return maps, masks
-
-
 def auroc(maps: np.ndarray, masks: np.ndarray) -> float:
     """Area under the ROC curve over all pixels of all images, in [0, 1], of maps (n, height, width), higher where more
-    anomalous, and masks alike, bool. ValueError for other shapes, values that are not finite, masks of one kind."""
-    maps, masks = _checked(maps, masks)
+    anomalous, and masks alike, bool, of both kinds."""
     return float(roc_auc_score(masks.ravel(), maps.ravel()))
 
 
@@ -85,7 +64,6 @@ def aupro(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> float:
     """Area under the per-region overlap up to a false positive rate over the normal pixels of all images, divided by
     this limit (Bergmann et al., IJCV 2021). Every connected region of a mask counts the same, however large; pixels
     that touch at a corner are one. Maps and masks as `auroc`; in no table of the paper."""
-    maps, masks = _checked(maps, masks)
     normal = maps[~masks]
     total = len(normal)
     kept = min(math.ceil(limit * total) + 1, total)

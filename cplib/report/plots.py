@@ -1,10 +1,8 @@
 """Figures that several notebooks show, and the look of all figures. Others are drawn where they are shown."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,11 +14,6 @@ from scipy import ndimage
 
 from cplib.config import Config
 from cplib.runs.store import study_folder
-
-if TYPE_CHECKING:  # tables are drawn without torch
-    from torch import Tensor
-
-    from cplib.data import Category
 
 # Okabe and Ito's palette, safe for colour-blind readers
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#7F7F7F"
@@ -43,24 +36,17 @@ def save(figure: Figure, config: Config, name: str, dpi: int | None = None) -> P
     return path
 
 
-def to_array(image: Tensor) -> np.ndarray:
-    """Image (3, height, width), uint8 or float in [0, 1], as an array (height, width, 3)."""
+def to_array(image: Any) -> np.ndarray:
+    """A tensor (3, height, width), uint8 or float in [0, 1], as an array (height, width, 3). Tables need no torch."""
     return image.cpu().numpy().transpose(1, 2, 0)
 
 
-def image_grid(
-    rows: Sequence, row_labels: Sequence[str] = (), titles: Sequence = (), masks: Sequence = (), size: float = 1.15
-) -> Figure:
-    """Images in rows, with labels, titles and outlines of masks.
-
-    Args:
-        rows: lists of images (3, height, width); they may differ in length.
-        titles, masks: as `rows`, of texts and of masks (height, width) bool or None.
-        size: width of an image in inches.
-    """
-    columns = max(map(len, rows))
+def image_grid(rows: Sequence, row_labels: Sequence[str] = (), titles: Sequence = (), masks: Sequence = ()) -> Figure:
+    """Rows of images (3, height, width), of any lengths. `titles` and `masks` are as `rows`, of texts and of masks
+    (height, width) bool or None, which are outlined."""
+    columns, size = max(map(len, rows)), 1.15  # inches, as all lengths here
     # places are computed, as the general layout takes over a second for that many axes
-    gap, label, title = 0.04, 0.9 * bool(row_labels), 0.3 * bool(titles)  # inches
+    gap, label, title = 0.04, 0.9 * bool(row_labels), 0.3 * bool(titles)
     width, height = label + columns * (size + gap), len(rows) * (size + gap + title)
     figure = plt.figure(figsize=(width, height), layout="none")
     spaces = {"left": label / width, "right": 1, "bottom": 0, "top": 1 - title / height}
@@ -85,8 +71,9 @@ def image_grid(
     return figure
 
 
-def category_examples(images: Category, per_kind: int = 6) -> Figure:
-    """Normal training images, then test images of each kind of defect, the masks outlined."""
+def category_examples(images: Any) -> Figure:
+    """Normal training images of a `data.Category`, then test images of each kind of defect, the masks outlined."""
+    per_kind = 6
     chosen = np.linspace(0, len(images.train) - 1, min(per_kind, len(images.train))).astype(int)
     rows, labels, masks = [images.train[chosen]], ["normal (train)"], [[None] * len(chosen)]
     for defect in sorted(set(images.defects) - {"good"}):
@@ -126,7 +113,6 @@ def auc_by_method(table: pd.DataFrame, methods: Sequence[str], ylabel: str = "im
 def notice(text: str) -> Figure:
     """A figure that only says why there is nothing to draw."""
     figure, axis = plt.subplots(figsize=(9, 0.8))  # without axes a notebook would show nothing
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
+    axis.set_axis_off()
     axis.text(0.5, 0.5, text, ha="center", va="center", color=GREY, fontsize=8, in_layout=False)
     return figure

@@ -32,14 +32,8 @@ def read(config: Config) -> pd.DataFrame:
 
 
 def summary(found: pd.DataFrame, config: Config, factors: Sequence[str]) -> pd.DataFrame:
-    """Mean over categories and seeds of each value, and its change from the default over pairs of one seed.
-
-    Args:
-        found: as `read` gives it.
-
-    Returns:
-        Columns `SUMMARY`: change_margin is half the 95 % confidence interval, paper its mean over all of MVTec AD.
-    """
+    """Of what `read` gives, the mean of each value over categories and seeds, and its change from the default over
+    pairs of one seed: columns `SUMMARY`. change_margin is half the 95 % interval; paper is over all of MVTec AD."""
     paper, rows = tables.published("table7", "table8").query("group == 'all'").set_index("method")["auc"], []
     for factor in [f for f in factors if f in set(found["factor"])]:
         part = found[found["factor"] == factor]

@@ -12,8 +12,7 @@
 | curve | AUC against the cost of training | one phase | density |
 | recipes | what to train with | one phase, without some images | held_out: by these images |
 
-Runs that share a training share its weights: it is done once. This module needs no torch, so that tables can
-be read without it.
+Runs that share a training share its weights: it is done once. Tables are read without torch, so none is needed here.
 """
 
 import hashlib

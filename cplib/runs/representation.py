@@ -32,11 +32,8 @@ def score(run: Run, trained: Trained) -> Result:
 
 
 def groups(trained: Trained, scoring: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Embeddings (n, 512) of `GROUPS` and of `TRAINING`.
-
-    `normal` and `anomalous` are test images. The augmented ones are normal training images, at most `tsne.per_group`.
-    Row k of both kinds, and of `TRAINING`, is made of the same image.
-    """
+    """Embeddings (n, 512) of `GROUPS` and of `TRAINING`. `normal` and `anomalous` are test images, the others at most
+    `tsne.per_group` training images: row k of the augmented ones and of `TRAINING` is made of the same."""
     images, seed = trained.images, scoring["seed"]
     test, labels = trained.embed(images.test), images.labels.numpy()
     order = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(seed))
@@ -52,12 +49,9 @@ def groups(trained: Trained, scoring: dict[str, Any]) -> dict[str, np.ndarray]:
 def separability(found: dict[str, np.ndarray]) -> list[tuple[str, str, float]]:
     """How far each two groups lie apart: AUC of a linear discriminant, with Ledoit-Wolf shrinkage, in five folds.
 
-    A density of one group would only say whether the other lies outside it. Folds are disjoint by source image. The
-    last pair is a control: what tells normal test images from `TRAINING` tells them from augmented ones too, and
-    anomalous ones from these.
-
-    Returns:
-        Rows of both names and their AUC in [0, 1] (0.5: not at all); NaN with fewer than `LEAST` images.
+    Folds are disjoint by source image. The last pair is a control: what tells normal test images from `TRAINING` tells
+    them from augmented ones too, and anomalous ones from these. Rows of both names and their AUC in [0, 1] (0.5: not at
+    all); NaN with fewer than `LEAST` images.
     """
     rows, discriminant = [], LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)

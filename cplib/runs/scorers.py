@@ -36,7 +36,7 @@ def _density(run: Run, trained: Trained) -> Result:
             density = gde.density(name).fit(normal)
             on_train = density.score_samples(normal)  # by which the ensemble standardises
             table[name] = density.score_samples(test) if len(test) else np.empty(0)
-            found = {"auc": _auc(images, table[name])}
+            found = {"auc": _auc(*(table.loc[table["label"] == k, name] for k in (0, 1)))}
             found["held_out_log_density"] = gde.held_out_log_density(name, normal) if len(normal) >= 4 else np.nan
             found |= {"train_mean": float(on_train.mean()), "train_std": float(on_train.std(ddof=1))}
             result.metrics += [(level, name, metric, value) for metric, value in found.items()]
@@ -60,14 +60,15 @@ def _maps(run: Run, trained: Trained) -> Result:
         table[name] = patch_maps.image_scores(found[name])
         spread = pixels.to_pixels(found[name], t.crop, scoring["stride"], scoring["sigma"], scoring["border"])
         measures = {"pixel_auc": pixels.auroc(spread, masks), "aupro": pixels.aupro(spread, masks)}
-        measures["auc"] = _auc(images, table[name])
+        measures["auc"] = _auc(*(table.loc[table["label"] == k, name] for k in (0, 1)))
         result.metrics += [("", name, metric, value) for metric, value in measures.items()]
     result.scores.append(table)
     return result
 
 
 def _gradcam(run: Run, trained: Trained) -> Result:
-    """Pixel AUC and AUPRO of GradCAM, by its target (feature) and with or without its ReLU (density)."""
+    """Pixel AUC and AUPRO of GradCAM, by its target (feature) and with or without its ReLU (density). The target is the
+    score of a density, if it is a Gaussian, or the logit of the classes."""
     masks, path, result = trained.masks(run), trained.maps_path(run), Result([])
     if not (found := load_arrays(path)):
         from cplib.localize import gradcam  # captum is an optional package
@@ -104,15 +105,14 @@ def _held_out(run: Run, trained: Trained) -> Result:
         result.metrics += [("held out", "", "accuracy", float(right)), ("held out", "", "loss", float(loss))]
     density = gde.density(scoring["density"]).fit(trained.embed(normal))
     low = density.score_samples(trained.embed(held_out))
+    augment = AugmentConfig(**scoring["augment"])
     for view in scoring["task"][1:]:
         high = []
         for _ in range(_DRAWS):
             x = held_out.float() / 255
-            views.VIEWS[view](x, AugmentConfig(**scoring["augment"]), generator)
-            high.append(density.score_samples(trained.embed((255 * x).round().to(torch.uint8))))
-        labels = np.repeat([0, 1], [len(low), _DRAWS * len(low)])
-        auc = roc_auc_score(labels, np.concatenate([low, *high]))
-        result.metrics.append((view, scoring["density"], "auc", float(auc)))
+            views.VIEWS[view](x, augment, generator)
+            high.extend(density.score_samples(trained.embed((255 * x).round().to(torch.uint8))))
+        result.metrics.append((view, scoring["density"], "auc", _auc(low, high)))
     return result
 
 
@@ -135,8 +135,7 @@ def _synthetic(run: Run, trained: Trained) -> Result:
     for kind in synthetic.KINDS:
         drawn, _ = synthetic.defects(normal, images.name, kind, scoring)
         high = density.score_samples(trained.embed(drawn))
-        auc = roc_auc_score(np.repeat([0, 1], [len(low), len(high)]), np.concatenate([low, high]))
-        result.metrics.append((kind, scoring["density"], "auc", float(auc)))
+        result.metrics.append((kind, scoring["density"], "auc", _auc(low, high)))
     return result
 
 
@@ -145,9 +144,10 @@ def _image_table(images: data.Category, feature: str) -> pd.DataFrame:
     return pd.DataFrame(table | {"label": images.labels.int().tolist()})
 
 
-def _auc(images: data.Category, scores: Sequence[float]) -> float:
-    both = images.labels.any() and not images.labels.all()
-    return float(roc_auc_score(images.labels, scores)) if both else np.nan
+def _auc(normal: Sequence[float], anomalous: Sequence[float]) -> float:
+    """AUC in [0, 1] of scores; NaN where there are none of a kind."""
+    labels = np.repeat([0, 1], [len(normal), len(anomalous)])
+    return float(roc_auc_score(labels, [*normal, *anomalous])) if len(set(labels)) == 2 else np.nan
 
 
 def _accuracy(history: Sequence[dict[str, Any]]) -> list[tuple[str, str, str, float]]:

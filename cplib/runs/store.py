@@ -1,15 +1,8 @@
-"""What runs leave behind, and what of it is still valid.
-
-results/<study>/runs/<part>/metrics.csv    a row per run, feature, density and metric; the key of the run
-results/<study>/runs/<part>/scores.csv     a row per run, feature and test image; a column per density
-results/<study>/runs/<part>/history.csv    a row per run, phase and point of training
-results/<study>/runs/<part>/machine.csv    where and how long a run was made; no result depends on it
-results/<study>/arrays/<training>/         weights, embeddings, maps, kept by `trained`; not in git
+"""What runs leave behind in results/<study>/runs/<part>, and what of it is still valid; docs/how-to.md lists the files.
 
 A result is stale when its key is no longer that of the run (`plan.Run.key`: parameters, `plan.RECIPE`, and on what it
 was made). Results of another device or precision stay valid, and tables mark averages over both. `python -m cplib run`
-also compares the digest of the images. Files are replaced as a whole, under a lock, so that
-several processes may write. Nothing is ever deleted from `arrays`: remove old folders by hand, or all of it.
+also compares the digest of the images. Files are replaced as a whole, under a lock: several processes may write.
 """
 
 import json
@@ -71,10 +64,8 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
 
 def write(study: Path, part: str, results: Iterable[tuple[Run, Result]]) -> None:
-    """Add results of a part; those of the same runs that are there are replaced.
-
-    Called without results it makes the files, so that a part that could not run has some too.
-    """
+    """Add results of a part, in place of those of the same runs. Without results it makes the files, so that a part
+    that could not run has some too."""
     folder, ids = study / "runs" / part, set()
     folder.mkdir(parents=True, exist_ok=True)
     new: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}

@@ -33,7 +33,11 @@ class Trained:
     @property
     def images(self) -> data.Category:
         """Images at the size of the training."""
-        return load_images(self.training, self.training.image_size, self.cache)
+        return self.images_at(self.training.image_size)
+
+    def images_at(self, size: int) -> data.Category:
+        """Images at some size in pixels. Raises DataError, also for fewer than 2 normal ones."""
+        return _images(self.training.source, self.training.category, size, self.training.classes, self.cache)
 
     def normal(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Normal images to train on, and those that are held out, every fifth if `held_out` is set."""
@@ -83,8 +87,7 @@ class Trained:
             net = model.build_pretrained(t.backbone, t.weights, *head)
         else:
             net = model.build(*head, t.settings.normalize, t.settings.stem)
-        layout = torch.channels_last if t.settings.channels_last else torch.contiguous_format
-        net = net.to(self.device, memory_format=layout).eval()
+        net = net.to(self.device, memory_format=train.layout(t.settings)).eval()
         if not phases:
             return net, []
         path, checkpoint = self.folder / "weights.npz", self.folder / "checkpoint"
@@ -135,7 +138,7 @@ class Trained:
 
     def masks(self, run: Run) -> np.ndarray:
         """Masks (m, size, size) bool of the test images, at the size of the patch model; DataError without any."""
-        images = load_images(run.training, run.scoring.get("image_size", run.training.image_size), self.cache)
+        images = self.images_at(run.scoring.get("image_size", run.training.image_size))
         if images.masks is None or not images.masks.any():
             folder = data.find(run.training.source) / images.name / "ground_truth"
             advice = "(maps need none: python -m cplib detect --method patch_model)"
@@ -160,13 +163,8 @@ def _file_digest(path: Path, mtime: int) -> str:
         return file_digest(file, "sha256").hexdigest()[:8]
 
 
-def load_images(training: Training, size: int, cache: str) -> data.Category:
-    """Images of a training at some size in pixels. Raises DataError, also for fewer than 2 normal ones."""
-    return _images(training.source, training.category, size, training.classes, cache)
-
-
 def save_arrays(path: Path, **arrays: Any) -> None:
-    """Write arrays and texts by name; a file of this name is always complete."""
+    """Write arrays and texts by name."""
     content = io.BytesIO()
     np.savez(content, **arrays)
     replace_bytes(path, content.getvalue())
