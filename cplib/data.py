@@ -8,6 +8,7 @@
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -17,13 +18,13 @@ from pathlib import Path
 
 import joblib
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image, ImageOps
-from tqdm import tqdm
+
+from cplib.progress import tqdm
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-_FORMAT = 3  # raise it when reading or resizing changes, so that no older copy is taken from a cache
+_FORMAT = 4  # raise it when reading or resizing changes, so that no older copy is taken from a cache
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def load_category(root: str | Path, category: str, image_size: int, cache: str |
     except OSError as error:
         log.warning("%s: resized copy not kept (%s)", cache, error)
         found = _read(*call)
-    tensors = {"masks": None} | safetensors.torch.load(found[1])
+    tensors = {"masks": None} | torch.load(io.BytesIO(found[1]))
     return Category(name=folder.name, defects=tuple(p.parent.name for p in files[1]), **found[0], **tensors)
 
 
@@ -147,7 +148,8 @@ def _read(folder: Path, files: tuple[list, ...], size: int, state: list) -> tupl
     sha = hashlib.sha256(json.dumps(fields).encode())
     for tensor in tensors.values():
         sha.update(tensor.numpy())
-    found = {**fields, "digest": sha.hexdigest()}, safetensors.torch.save(tensors)
+    torch.save(tensors, content := io.BytesIO())
+    found = {**fields, "digest": sha.hexdigest()}, content.getvalue()
     return *found, joblib.hash(found, "sha1")
 
 
