@@ -46,7 +46,7 @@ class Category:
     train_files: tuple[str, ...]  # relative to the category's folder, with forward slashes
     test_files: tuple[str, ...]
     source_size: tuple[int, int]  # width and height in pixels of the files
-    digest: str  # SHA-256 of all the above but the name
+    digest: str  # SHA-256 of all the above but the name and the size of the files
 
 
 def find(path: str | Path) -> Path:
@@ -145,7 +145,8 @@ def _read(folder: Path, files: tuple[list, ...], size: int, state: list) -> tupl
     }
     if any(files[2]):
         tensors["masks"] = _stack(files[2], "L", size, source_size, f"{name}: masks")
-    sha = hashlib.sha256(json.dumps(fields).encode())
+    # the size is that of use, not of the files: a copy of that size holds the same images
+    sha = hashlib.sha256(json.dumps(fields | {"source_size": (size, size)}).encode())
     for tensor in tensors.values():
         sha.update(tensor.numpy())
     torch.save(tensors, content := io.BytesIO())
