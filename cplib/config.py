@@ -12,7 +12,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
@@ -259,7 +258,8 @@ class Config(Section):  # a complete set of parameters
 
 
 def load(path: str | Path = "params.yaml", overrides: Mapping[str, Any] | None = None) -> Config:
-    """Parameters of a YAML file with the sections of `Config`; what it `extends` is a file of that name beside it.
+    """Parameters of a file of YAML or JSON with the sections of `Config`; what it `extends` is a file of that name
+    beside it.
 
     Overrides go by dotted name, `{"train.updates": 7}`, or by section, `{"train": {"updates": 7}}`. Text is read as
     YAML, as the command line passes it. A ConfigError names an unreadable file, an unknown name or a wrong value."""
@@ -268,8 +268,9 @@ def load(path: str | Path = "params.yaml", overrides: Mapping[str, Any] | None =
 
 def _tree(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        tree = json.loads(text) if path.suffix == ".json" else _yaml(text)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections, got {type(tree).__name__}")
@@ -277,14 +278,25 @@ def _tree(path: Path) -> dict[str, Any]:
     return _overridden(_tree(path.with_name(f"{base}.yaml")), tree) if base else tree
 
 
+def _yaml(text: str) -> Any:
+    try:
+        import yaml  # here, for the machine of a pack has none: its parameters are JSON
+
+        return yaml.safe_load(text)
+    except ImportError:
+        raise ValueError("pyyaml is missing; write it into a file of JSON") from None
+    except yaml.YAMLError as error:
+        raise ValueError(error) from None
+
+
 def _overridden(tree: dict[str, Any], overrides: Mapping[str, Any], as_text: bool = False) -> dict[str, Any]:
     """A copy with some values in other places. A section that is given in parts keeps its other values."""
     tree = {k: dict(v) if isinstance(v, dict) else v for k, v in tree.items()}
     for name, value in overrides.items():
         try:
-            value = yaml.safe_load(value) if as_text and isinstance(value, str) else value
-        except yaml.YAMLError:
-            raise ConfigError(f"{name}: {value!r} is not valid YAML") from None
+            value = _yaml(value) if as_text and isinstance(value, str) else value
+        except ValueError as error:
+            raise ConfigError(f"{name}: {value!r} is not valid YAML ({error})") from None
         section, _, key = name.rpartition(".")
         place = tree.setdefault(section, {}) if section else tree
         if not isinstance(place, dict):

@@ -8,6 +8,7 @@
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -17,13 +18,13 @@ from pathlib import Path
 
 import joblib
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image, ImageOps
-from tqdm import tqdm
+
+from cplib.progress import tqdm
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-_FORMAT = 3  # raise it when reading or resizing changes, so that no older copy is taken from a cache
+_FORMAT = 4  # raise it when reading or resizing changes, so that no older copy is taken from a cache
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Category:
     train_files: tuple[str, ...]  # relative to the category's folder, with forward slashes
     test_files: tuple[str, ...]
     source_size: tuple[int, int]  # width and height in pixels of the files
-    digest: str  # SHA-256 of all the above but the name
+    digest: str  # SHA-256 of all the above but the name and the size of the files
 
 
 def find(path: str | Path) -> Path:
@@ -76,7 +77,7 @@ def load_category(root: str | Path, category: str, image_size: int, cache: str |
     except OSError as error:
         log.warning("%s: resized copy not kept (%s)", cache, error)
         found = _read(*call)
-    tensors = {"masks": None} | safetensors.torch.load(found[1])
+    tensors = {"masks": None} | torch.load(io.BytesIO(found[1]))
     return Category(name=folder.name, defects=tuple(p.parent.name for p in files[1]), **found[0], **tensors)
 
 
@@ -144,10 +145,12 @@ def _read(folder: Path, files: tuple[list, ...], size: int, state: list) -> tupl
     }
     if any(files[2]):
         tensors["masks"] = _stack(files[2], "L", size, source_size, f"{name}: masks")
-    sha = hashlib.sha256(json.dumps(fields).encode())
+    # the size is that of use, not of the files: a copy of that size holds the same images
+    sha = hashlib.sha256(json.dumps(fields | {"source_size": (size, size)}).encode())
     for tensor in tensors.values():
         sha.update(tensor.numpy())
-    found = {**fields, "digest": sha.hexdigest()}, safetensors.torch.save(tensors)
+    torch.save(tensors, content := io.BytesIO())
+    found = {**fields, "digest": sha.hexdigest()}, content.getvalue()
     return *found, joblib.hash(found, "sha1")
 
 

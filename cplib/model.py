@@ -6,7 +6,6 @@ import textwrap
 from pathlib import Path
 from typing import Self
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
@@ -124,6 +123,8 @@ def weights_file(backbone: str, weights: str) -> Path | None:
 
 def is_folded(path: Path | None) -> bool:
     """Whether the BatchNorm of a file's weights is folded into its convolutions: it divides by nothing."""
+    import safetensors.torch  # here, for only files of weights need it
+
     found = safetensors.torch.load_file(path) if path else {}
     variances = [v for k, v in found.items() if k.endswith("running_var")]
     return bool(variances) and all((v == v.flatten()[0]).all() for v in variances)
@@ -153,6 +154,8 @@ def create_backbone(name: str, pretrained: bool) -> nn.Module:
 
 def _load(net: nn.Module, path: Path, name: str) -> None:
     """Load a file into the encoder. A classifier in it is passed over, and it may lack what BatchNorm counts."""
+    import safetensors.torch
+
     counts = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
     try:
         found = {k: v for k, v in safetensors.torch.load_file(path).items() if not k.startswith("classifier.")}

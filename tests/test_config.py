@@ -134,3 +134,11 @@ def test_a_study_of_ones_own_folder_forgets_other_names():
     assert same.localize.categories == ("bottle",) and same.n_seeds("cutpaste_3way", "bottle") == 5
     with pytest.raises(ValueError, match="frozen"):
         own.seeds = 3
+
+
+def test_a_file_of_json_needs_no_yaml(config, tmp_path, monkeypatch):
+    (tmp_path / "params.json").write_text(config.model_dump_json())
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert load(tmp_path / "params.json") == config
+    with pytest.raises(ConfigError, match="pyyaml"):
+        load(tmp_path / "params.json", {"study": "other"})
