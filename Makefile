@@ -25,10 +25,11 @@ $(READY): requirements.txt pyproject.toml
 	touch $@
 
 setup: $(READY)  ## Virtual environment with the locked packages
+	@test -e .git || dvc config --local core.no_scm true  # an archive has no .git, and DVC asks for it
 
 # The demo's results are committed, but its weights are not: on a machine without them the demo is trained anew. Then the
 # notebooks, of which none waits for another, are executed side by side.
-repro: $(READY)  ## Train and show the study of params.yaml (by default the demo, from nothing); goes on where it stopped
+repro: setup  ## Train and show the study of params.yaml (by default the demo, from nothing); goes on where it stopped
 	@if [ -n "$$CUTPASTE_DATA" ]; then for d in "$$CUTPASTE_DATA"/*/; do \
 	    test -e "data/$$(basename "$$d")" || { mkdir -p data; ln -s "$$(realpath "$$d")" "data/$$(basename "$$d")"; }; done; fi
 	@if [ -n "$$CUTPASTE_WEIGHTS" ]; then ln -sf "$$(realpath "$$CUTPASTE_WEIGHTS")"/*.safetensors weights/; fi
