@@ -9,8 +9,8 @@ export DVC_NO_ANALYTICS := 1
 # dozens of processes start, and each would compile all that it imports
 unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
-# the lock is complete, so that several can install parts of it side by side
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+# the lock is complete, so that several can install parts of it side by side; -qq: errors only
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: help setup repro test quick lint lab benchmark preset lock
 
