@@ -1,6 +1,7 @@
 # Two commands on a bare machine with Python 3.11 and make: `make repro` and `make test`.
 # a shell of its own, so that the exported PATH holds for every recipe
 SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3.11
 VENV ?= .venv
 
@@ -9,8 +10,8 @@ export DVC_NO_ANALYTICS := 1
 # dozens of processes start, and each would compile all that it imports
 unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
-# the lock is complete, so that several can install parts of it side by side
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+# the lock is complete, so that several can install parts of it side by side; -qq: errors only
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: help setup repro test quick lint lab benchmark preset lock
 
@@ -25,18 +26,22 @@ $(READY): requirements.txt pyproject.toml
 	touch $@
 
 setup: $(READY)  ## Virtual environment with the locked packages
+	@test -e .git || dvc config --local core.no_scm true  # an archive has no .git, and DVC asks for it
 
 # The demo's results are committed, but its weights are not: on a machine without them the demo is trained anew. Then the
-# notebooks, of which none waits for another, are executed side by side.
-repro: $(READY)  ## Train and show the study of params.yaml (by default the demo, from nothing); goes on where it stopped
+# notebooks, of which none waits for another, are executed side by side. DVC's hints go to its standard output, which is
+# dropped; what a reader needs goes to standard error. A stage that fails leaves its log in build/logs.
+repro: setup  ## Train and show the study of params.yaml (by default the demo, from nothing); goes on where it stopped
 	@if [ -n "$$CUTPASTE_DATA" ]; then for d in "$$CUTPASTE_DATA"/*/; do \
 	    test -e "data/$$(basename "$$d")" || { mkdir -p data; ln -s "$$(realpath "$$d")" "data/$$(basename "$$d")"; }; done; fi
 	@if [ -n "$$CUTPASTE_WEIGHTS" ]; then ln -sf "$$(realpath "$$CUTPASTE_WEIGHTS")"/*.safetensors weights/; fi
 	@if grep -q '^study: demo ' params.yaml && ! test -d results/demo/arrays; then rm -rf results/demo/runs; fi
+	@rm -rf build/logs && mkdir -p build/logs
 	@started=$$SECONDS; study=$$(sed -nE 's/^study: *([^ ]*).*/\1/p' params.yaml); \
-	dvc repro runs clean && \
-	dvc stage list --name-only | grep -E '^(notebook|experiment)@' | xargs -P "$$(nproc)" -n 4 dvc --wait-for-lock repro -s && \
-	dvc repro && \
+	{ dvc repro runs clean 2>&1 >/dev/null | tee -i build/logs/runs.log >&2 && rm build/logs/runs.log && \
+	dvc stage list --name-only | xargs -P "$$(nproc)" -n 4 sh -c 'dvc --wait-for-lock repro -s -k "$$@" || exit 1' sh && \
+	dvc repro; } >/dev/null || \
+	{ ls build/logs | sed -E 's|(.*)\.log|\1 failed: see build/logs/&. Once it is mended, `make repro` goes on|' >&2; exit 1; } && \
 	echo "done after $$(((SECONDS - started) / 60)) min $$(((SECONDS - started) % 60)) s: see results/$$study/notebooks"
 
 # as many tests side by side as there are cores, each on one thread: more would only wait for each other

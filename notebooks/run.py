@@ -4,11 +4,15 @@ python notebooks/run.py NAME OUTPUT [papermill arguments]    cleans first if the
 python notebooks/run.py --clean                              only writes the cleaned copies, build/notebooks
 
 Stages depend on the cleaned copies, so that saving a notebook in Jupyter does not make results stale, and two
-runs of one notebook give the same bytes. All is one process, since each start of a tool takes seconds.
+runs of one notebook give the same bytes. All is one process, since each start of a tool takes seconds. The terminal
+gets one line. What else is said goes to build/logs/<stage>.log, which stays if the stage fails.
 """
 
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # jsonschema goes without this module, which checks web addresses: its import takes two seconds, once a notebook
@@ -18,7 +22,7 @@ import nbformat
 from nbstripout import strip_output
 from papermill.cli import papermill
 
-CLEAN = Path("build/notebooks")
+CLEAN, LOGS = Path("build/notebooks"), Path("build/logs")
 QUIET = ["-k", "python3", "--no-progress-bar", "--log-level", "WARNING"]
 
 
@@ -55,10 +59,31 @@ def execute(name: str, output: Path, arguments: list[str]) -> None:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def logged(stage: str) -> Iterator[None]:
+    """Send output to the log of a stage; tell the terminal how the stage ended and after how long."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log, started, terminal = LOGS / f"{stage}.log", time.monotonic(), os.fdopen(os.dup(2), "w", 1)
+    # the file descriptors themselves, as the kernel inherits them and its warnings are for developers of Jupyter
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[-1]
+        terminal.write(f"{stage} failed after {time.monotonic() - started:.0f} s: {reason} (more in {log})\n")
+        raise
+    terminal.write(f"{stage}: {time.monotonic() - started:.0f} s\n")
+    log.unlink()
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["--clean"]:
-        clean()
+        with logged("clean"):
+            clean()
     elif len(sys.argv) > 2:
-        execute(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+        with logged(os.environ.get("DVC_STAGE", sys.argv[1])):
+            execute(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
     else:
         sys.exit(__doc__)

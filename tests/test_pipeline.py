@@ -1,9 +1,10 @@
-"""The pipeline for real: DVC runs a tiny study with all of its notebooks, and four ways give the same numbers."""
+"""The pipeline for real: `make repro` of a tiny study with all of its notebooks; four ways give the same numbers."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,7 @@ TINY = {
     "transfer.curve": [0, 1, 2],
 }
 EXPERIMENT = ["-p", "method", "cutpaste_3way", "-p", "category", "weave"]
+MAKE = ["make", "-o", ".venv/.ready"]  # in the environment of the tests
 IN_PYTHON = """
 from cplib import config
 from cplib.runs import plan, run
@@ -50,17 +52,17 @@ run.run_all(study, runs)
 """
 
 
-def call(command: list[str], folder: Path) -> str:
+def call(command: list[str], folder: Path, fails: bool = False) -> str:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert bool(done.returncode) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
-    """A copy of the repository without results, and a tiny study in it, done by DVC."""
+    """A copy of the repository without results and without .git, and a tiny study in it, done by `make repro`."""
     folder = tmp_path_factory.mktemp("clone") / "study"
     for name in call(["git", "ls-files", "-co", "--exclude-standard"], ROOT).splitlines():
         is_result = name.startswith("results/") and not name.startswith("results/published/")
@@ -69,9 +71,28 @@ def study(tmp_path_factory) -> Path:
             shutil.copy(ROOT / name, folder / name)
     tiny = load(ROOT / "params/demo.yaml", TINY).model_dump(mode="json")
     (folder / "params.yaml").write_text(yaml.safe_dump(tiny))
-    call(["git", "init", "-q"], folder)
-    call(["dvc", "repro"], folder)
+    (folder / "terminal").write_text(call([*MAKE, "repro"], folder))
     return folder
+
+
+def test_the_terminal_names_each_stage_once_and_where_to_look_and_no_notices_of_tools(study):
+    lines = (study / "terminal").read_text().splitlines()
+    named = [name for line in lines if (name := re.sub(r": \d+ s$", "", line)) != line]
+    notebooks = {f"notebook@{name}" for name in NOTEBOOKS if name != "experiment"}
+    assert sorted(named) == sorted(notebooks | {"clean", "experiment@cutpaste_3way-weave"})
+    assert any(re.search(r"\d runs done after", line) for line in lines)
+    assert "see results/tiny/notebooks" in "".join(line for line in lines if line.startswith("done after"))
+    of_tools = "git add|dvc |Running stage|TCP|WARN|notice|ERROR|Traceback"
+    assert not [line for line in lines if re.search(of_tools, line)]
+    assert not any((study / "build/logs").iterdir())
+
+
+@pytest.mark.parametrize("name", ["foo", ""])
+def test_make_preset_lists_the_presets_when_it_is_given_none_of_them(name, study):
+    before = sorted(study.glob("params.yaml*")), (study / "params.yaml").read_bytes()
+    said = call([*MAKE, "preset", f"NAME={name}"], study, fails=True)
+    assert "demo, lite, paper" in said and "Traceback" not in said
+    assert before == (sorted(study.glob("params.yaml*")), (study / "params.yaml").read_bytes())
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -105,6 +126,22 @@ def test_a_second_repro_runs_nothing_and_an_edited_plot_trains_nothing(study):
     stale = set(json.loads(call(["dvc", "status", "--json"], study)))
     plots.write_text(before)
     assert "notebook@table1_detection" in stale and not stale & {"runs", "demo_data", "clean"}
+
+
+def test_a_failure_names_its_stage_its_log_and_what_goes_on_and_stops_no_other_notebook(study):
+    path, executed = study / "notebooks/claims.ipynb", study / "results/tiny/notebooks"
+    before, notebook = path.read_text(), nbformat.read(path, 4)
+    notebook.cells.insert(1, nbformat.v4.new_code_cell("no_such_name"))
+    nbformat.write(notebook, path)
+    for name in ("claims", "augmentations"):
+        (executed / f"{name}.ipynb").unlink()
+    *lines, last = [x for x in call([*MAKE, "repro"], study, fails=True).splitlines() if not x.startswith("make: ")]
+    path.write_text(before)
+    log = "build/logs/notebook@claims.log"
+    assert last.startswith(f"notebook@claims failed: see {log}") and last.endswith("`make repro` goes on")
+    assert any("failed after" in line and "'no_such_name' is not defined" in line for line in lines)
+    assert not any("Traceback" in line for line in lines) and "Traceback" in (study / log).read_text()
+    assert not (executed / "claims.ipynb").exists() and (executed / "augmentations.ipynb").exists()
 
 
 def test_four_ways_give_the_same_numbers_and_the_same_notebook(study):
