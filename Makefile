@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 # the lock is complete, so that several can install parts of it side by side; -qq: errors only
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help setup repro test quick lint lab benchmark preset lock
+.PHONY: help setup repro test quick lint docs lab benchmark preset lock
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,10 +53,16 @@ test: $(READY) lint  ## Lint and all tests
 quick: $(READY) lint  ## Lint and the tests that take less than a few seconds each
 	$(PYTEST) -m "not slow"
 
-lint: $(READY)  ## Check style and that imports point one way
+COG := python -m cogapp -I docs -p "from include import table" --verbosity=0
+
+lint: $(READY)  ## Check style, that imports point one way, and that docs show the results as they are
 	ruff check .
 	ruff format --check .
 	lint-imports --no-cache
+	$(COG) --check --check-fail-msg="make docs renews it" README.md docs/*.md
+
+docs: $(READY)  ## Put the tables of results into README.md and docs/
+	$(COG) -r README.md docs/*.md
 
 lab: $(READY)  ## Open JupyterLab on the notebooks
 	jupyter lab notebooks
