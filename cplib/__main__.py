@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -116,4 +117,6 @@ def _selected(options: argparse.Namespace, config: Config) -> list[Run]:
 
 
 if __name__ == "__main__":
+    # as Ctrl-C: else processes side by side go on for long after `timeout` or a batch system has stopped this one
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

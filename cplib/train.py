@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +23,7 @@ from cplib.model import ProxyClassifier
 
 log = logging.getLogger(__name__)
 
+tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that is killed would leave behind
 HISTORY_ROWS = 50  # at most so many rows of loss and accuracy per training
 
 
