@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -45,8 +46,11 @@ def _parser() -> argparse.ArgumentParser:
     for found in of.values():
         found.add_argument("--params", default="params.yaml", help="parameter file (params.yaml)")
         found.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a parameter")
-    of["run"].add_argument("--jobs", type=int, default=1, help="trainings side by side; 0: one per core (1)")
-    of["run"].add_argument("--arrays", action="store_true", help="also recreate weights and maps that are not here")
+    add = of["run"].add_argument
+    add("--jobs", type=int, default=1, help="trainings side by side; 0: one per core (1; Ray: all it has room for)")
+    add("--backend", choices=["loky", "ray"], default="loky", help="processes of this machine, or of Ray (loky)")
+    add("--gpus", type=float, default=1, metavar="SHARE", help="of a GPU, for each run on Ray; 0: on CPUs (1)")
+    add("--arrays", action="store_true", help="also recreate weights and maps that are not here")
     for found in (of["run"], of["list"]):
         for name, more in {"part": {"choices": PARTS}, "method": {}, "category": {}, "seed": {"type": int}}.items():
             found.add_argument(f"--{name}", action="append", help=f"only this {name}; may be repeated", **more)
@@ -79,7 +83,8 @@ def _do(options: argparse.Namespace) -> None:
     elif options.command == "run":
         from cplib.runs.run import run_all
 
-        run_all(config, _selected(options, config), options.jobs, options.arrays)
+        ray = options.gpus if options.backend == "ray" else None
+        run_all(config, _selected(options, config), options.jobs, options.arrays, ray)
     elif options.command == "list":
         runs = _selected(options, config)
         for part in dict.fromkeys(run.part for run in runs):
@@ -116,4 +121,6 @@ def _selected(options: argparse.Namespace, config: Config) -> list[Run]:
 
 
 if __name__ == "__main__":
+    # as Ctrl-C: else processes side by side go on for long after `timeout` or a batch system has stopped this one
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

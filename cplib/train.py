@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +21,7 @@ from cplib.progress import tqdm
 
 log = logging.getLogger(__name__)
 
+tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that is killed would leave behind
 HISTORY_ROWS = 50  # at most so many rows of loss and accuracy per training
 
 

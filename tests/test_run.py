@@ -9,9 +9,12 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from cplib import data, gde, model, train
 from cplib.config import Config, ConfigError
 from cplib.data import DataError
 from cplib.gde import DensityError
+from cplib.runs import run as run_module
 from cplib.runs import store, trained
 from cplib.runs.plan import PARTS, digest, plan
 from cplib.runs.run import RunsFailedError, run_all
@@ -246,11 +250,59 @@ def test_killed_at_random_moments_and_started_again_gives_the_same_results(confi
     assert (tmp_path / "cut" / auc).read_text() == (tmp_path / "whole" / auc).read_text()
 
 
+def killed(folder: Path, whole: Callable = run_module._do) -> Callable:
+    """The work of a process that notes each update after its checkpoint, and is killed after the first of all."""
+
+    def work(*args):
+        save, fit = train._save_checkpoint, functools.partial(train.fit, checkpoint_seconds=-1.0)
+
+        def save_and_die(path, state):
+            save(path, state)
+            with (folder / "updates").open("a") as file:
+                file.write(f"{path} {state['update']}\n")
+            if (folder / "alive").exists():
+                (folder / "alive").unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with mock.patch.multiple(train, _save_checkpoint=save_and_die, fit=fit):
+            return whole(*args)
+
+    (folder / "alive").touch()
+    return work
+
+
+@pytest.fixture(params=["loky", "ray"])
+def two_processes(request, monkeypatch) -> Iterator[dict[str, int]]:
+    if request.param == "loky":
+        yield {"jobs": 2}
+        return
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray = pytest.importorskip("ray")
+    ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    yield {"ray": 0}
+    ray.shutdown()
+
+
 @pytest.mark.slow
-def test_two_trainings_side_by_side_give_the_same_numbers(study, monkeypatch, tmp_path):
+def test_side_by_side_and_killed_in_a_training_gives_the_same_results(two_processes, study, monkeypatch, tmp_path):
     here = do(study, "detection", "transfer")
     move(tmp_path / "two", monkeypatch)
-    assert do(study, "detection", "transfer", jobs=2) == here
+    assert do(study, "detection", "transfer", **two_processes) == here
+    move(tmp_path / "killed", monkeypatch)
+    monkeypatch.setattr(run_module, "_do", killed(tmp_path))
+    assert do(study, "detection", "transfer", **two_processes) == here
+    updates = (tmp_path / "updates").read_text().splitlines()
+    assert not (tmp_path / "alive").exists() and len(updates) == len(set(updates)), "no update is done twice"
+
+
+@pytest.mark.slow
+def test_processes_that_die_again_and_again_or_no_ray_are_an_error(study, monkeypatch):
+    monkeypatch.setattr(run_module, "_do", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(BrokenExecutor, match="SIGKILL"):
+        do(study, "detection", jobs=2)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'cplib\[cluster\]'"):
+        do(study, "detection", ray=0)
 
 
 @pytest.mark.slow

@@ -2,8 +2,11 @@
 
 import importlib.util
 import logging
+import os
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -23,30 +26,33 @@ log = logging.getLogger(__name__)
 # What a run may raise; it says itself what is wrong
 ERRORS = (ConfigError, data.DataError, gde.DensityError, model.BackboneError, train.TrainingError, OSError)
 _PACKAGES = {"gradcam": "captum", "representation": "openTSNE"}  # optional ones
+_DEATHS = 3  # of processes in a row, with nothing done in between, after which it is given up
+# of a process that joblib replaces as it has grown by 300 MB; images of several sizes do that, and nothing is lost
+warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor", UserWarning)
 
 
 class RunsFailedError(RuntimeError):
     """Some runs failed. The message names each with its reason; the results of the others are kept."""
 
 
-def run_all(
-    config: Config, runs: Sequence[Run], jobs: int = 1, arrays: bool = False, device: torch.device | None = None
-) -> None:
+def run_all(config: Config, runs: Sequence[Run], jobs: int = 1, arrays: bool = False, ray: float | None = None) -> None:
     """Do all runs whose results are missing or stale, and store each as soon as it is there.
 
     Runs of one training are done together: it is trained once. A training that was stopped goes on from its
-    checkpoint to the same result.
+    checkpoint to the same result. So does one whose process died.
 
     Args:
         jobs: so many trainings side by side, each in a process of its own; 0 for one per core, or one on a GPU.
         arrays: also do runs whose results are valid but whose weights or maps are not on this machine.
-        device: to compute on; by default a GPU if there is one.
+        ray: on a Ray cluster, as many as it has room for, each with this share of a GPU; 0, or without GPUs: on CPUs.
 
     Raises:
         ConfigError, DataError, DensityError: bad input, before anything is trained.
         RunsFailedError: at the end, if some runs failed.
+        BrokenExecutor: processes die again and again.
     """
-    device, study, started = device or train.default_device(), store.study_folder(config), time.monotonic()
+    device, side_by_side = (train.default_device(), _by_joblib) if ray is None else _by_ray(ray)
+    study, started = store.study_folder(config), time.monotonic()
     for part in dict.fromkeys(run.part for run in runs):
         store.write(study, part, ())
     todo = _todo(config, runs, arrays, device)
@@ -55,9 +61,8 @@ def run_all(
         first = replace(run.training, phases=run.training.phases[:1])  # a head is shared by all lengths
         groups.setdefault(digest(first.identity()), []).append(run)
     jobs = jobs or (joblib.cpu_count() if device.type == "cpu" else 1)
-    work = [joblib.delayed(_do)(group, study, config.data.cache, device) for group in groups.values()]
     total, cost, count, failures = sum(t.cost() for t in {run.training for run in todo}), 0.0, 0, []
-    for done in joblib.Parallel(min(jobs, len(work)) or 1, return_as="generator_unordered")(work):
+    for done in side_by_side(list(groups.values()), jobs, config, device, Path.cwd()):
         for part in dict.fromkeys(run.part for run, _ in done):
             store.write(study, part, [(r, found) for r, found in done if r.part == part and isinstance(found, Result)])
         for run, found in done:
@@ -70,6 +75,49 @@ def run_all(
     store.write_summary(config)
     if failures:
         raise RunsFailedError(f"{len(failures)} of {len(todo)} runs failed: " + "; ".join(failures))
+
+
+def _by_joblib(groups: list[list[Run]], jobs: int, *common: object) -> Iterator[list]:
+    """What `_do` finds for each group, as soon as it is there. Where a process dies, what is left is taken up again."""
+    deaths = 0
+    while groups:
+        parallel = joblib.Parallel(min(jobs, len(groups)), batch_size=1, return_as="generator_unordered")
+        try:
+            for done in parallel(joblib.delayed(_do)(group, *common) for group in list(groups)):
+                groups.remove([run for run, _ in done])
+                deaths = 0
+                yield done
+        except BrokenExecutor as error:
+            if (deaths := deaths + 1) == _DEATHS:
+                raise
+            log.warning("a process died, what is left is taken up again: %s", str(error).partition("\n")[0])
+
+
+def _by_ray(gpus: float) -> tuple[torch.device, Callable[..., Iterator[list]]]:
+    """Join the Ray cluster, or start one here: what runs compute on there, and `_by_joblib` on it.
+
+    Not by `ray.util.joblib`: it has no results before the end, and deals runs out in turn, also to busy processes.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("Ray is missing: pip install 'cplib[cluster]'") from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    gpus = gpus if "GPU" in ray.cluster_resources() else 0
+
+    def side_by_side(groups: list[list[Run]], _: int, *common: object) -> Iterator[list]:
+        task = ray.remote(num_gpus=gpus, max_retries=_DEATHS - 1)(_do)  # Ray itself takes up one whose process died
+        left = {task.remote(group, *common): group for group in groups}
+        while left:
+            (first,), _ = ray.wait(list(left))
+            group = left.pop(first)
+            try:
+                yield ray.get(first)
+            except ray.exceptions.RayError as error:
+                yield [(run, error) for run in group]
+
+    return torch.device("cuda" if gpus else "cpu"), side_by_side
 
 
 def _todo(config: Config, runs: Sequence[Run], arrays: bool, device: torch.device) -> list[Run]:
@@ -99,11 +147,12 @@ def _todo(config: Config, runs: Sequence[Run], arrays: bool, device: torch.devic
     return todo
 
 
-def _do(group: list[Run], study: Path, cache: str, device: torch.device) -> list[tuple[Run, Result | Exception]]:
-    """All runs of one training, and of others that share its first phase."""
+def _do(group: list[Run], config: Config, device: torch.device, folder: Path) -> list[tuple[Run, Result | Exception]]:
+    """All runs of one training, and of others that share its first phase. Paths are relative to the folder."""
+    os.chdir(folder)  # another machine's process, or one kept from an earlier call, may be elsewhere
     done = []
     for training, runs in groupby(group, lambda run: run.training):
-        trained = Trained(training, study, cache, device)
+        trained = Trained(training, store.study_folder(config), config.data.cache, device)
         for run in runs:
             started = time.perf_counter()
             trained.keep_weights |= run.part in ("detection", "patches")
