@@ -39,9 +39,10 @@ repro: setup  ## Train and show the study of params.yaml (by default the demo, f
 	@rm -rf build/logs && mkdir -p build/logs
 	@started=$$SECONDS; study=$$(sed -nE 's/^study: *([^ ]*).*/\1/p' params.yaml); \
 	{ dvc repro runs clean 2>&1 >/dev/null | tee -i build/logs/runs.log >&2 && rm build/logs/runs.log && \
-	dvc stage list --name-only | xargs -P "$$(nproc)" -n 4 sh -c 'dvc --wait-for-lock repro -s -k "$$@" || exit 1' sh && \
+	dvc stage list --name-only | grep @ | xargs -P "$$(nproc)" -n 4 sh -c \
+	    'dvc --wait-for-lock repro -s -k "$$@" || exit 1' sh && \
 	dvc repro; } >/dev/null || \
-	{ ls build/logs | sed -E 's|(.*)\.log|\1 failed: see build/logs/&. Once it is mended, `make repro` goes on|' >&2; exit 1; } && \
+	{ ls build/logs | sed -E 's|(.*)\.log|\1 failed: see build/logs/&|' >&2; echo 'Once it is mended, `make repro` goes on' >&2; exit 1; } && \
 	echo "done after $$(((SECONDS - started) / 60)) min $$(((SECONDS - started) % 60)) s: see results/$$study/notebooks"
 
 # as many tests side by side as there are cores, each on one thread: more would only wait for each other
