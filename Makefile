@@ -42,7 +42,8 @@ repro: setup  ## Train and show the study of params.yaml (by default the demo, f
 	dvc stage list --name-only | grep @ | xargs -P "$$(nproc)" -n 4 sh -c \
 	    'dvc --wait-for-lock repro -s -k "$$@" || exit 1' sh && \
 	dvc repro; } >/dev/null || \
-	{ ls build/logs | sed -E 's|(.*)\.log|\1 failed: see build/logs/&|' >&2; echo 'Once it is mended, `make repro` goes on' >&2; exit 1; } && \
+	{ ls build/logs | sed -E 's|(.*)\.log|\1 failed: see build/logs/&. Once it is mended, `make repro` goes on|' | grep . >&2 || \
+	    echo 'failed as told above. Once it is mended, `make repro` goes on' >&2; exit 1; } && \
 	echo "done after $$(((SECONDS - started) / 60)) min $$(((SECONDS - started) % 60)) s: see results/$$study/notebooks"
 
 # as many tests side by side as there are cores, each on one thread: more would only wait for each other
