@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cplib.data import Category, DataError, find, list_images, read_image
-from cplib.progress import tqdm
+from cplib.data import Category, DataError, find, list_images, read_image, stack
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -38,13 +37,13 @@ def load_classes(
             raise DataError(f"{path}: {class_name!r} and others wanted in [*/]{split}/<class>/<image>, found {have}")
     train_files = tuple(splits["train"][class_name][: train_images or None])
     test_files = tuple(name for names in splits["test"].values() for name in names[: test_images or None])
-    train, test = (_stack([images[name] for name in names], image_size) for names in (train_files, test_files))
+    train, test = (stack([images[n] for n in names], image_size, class_name) for names in (train_files, test_files))
     source_size, labels = images[train_files[0]]().size, [name.split("/")[1] for name in test_files]
     names = json.dumps([class_name, source_size, train_files, test_files])
-    digest = hashlib.sha256(b"".join([names.encode(), train, test])).hexdigest()
-    tensors = [torch.from_numpy(a) for a in (train, test, np.array([label != class_name for label in labels]))]
+    digest = hashlib.sha256(b"".join([names.encode(), train.numpy(), test.numpy()])).hexdigest()
+    is_other = torch.tensor([label != class_name for label in labels])
     defects = tuple("good" if label == class_name else label for label in labels)
-    return Category(class_name, *tensors, defects, None, train_files, test_files, source_size, digest)
+    return Category(class_name, train, test, is_other, defects, None, train_files, test_files, source_size, digest)
 
 
 def _folder(path: Path) -> dict[str, partial]:
@@ -80,10 +79,3 @@ def _cifar10(folder: Path) -> dict[str, partial]:
         for split, batch in found.items()
         for i, label in enumerate(batch.targets)
     }
-
-
-def _stack(images: list[partial], size: int) -> np.ndarray:
-    """Images (n, 3, size, size) uint8. Pillow widens its kernel when it shrinks one, which is the antialiasing."""
-    shown = tqdm(images, disable=None, leave=False, delay=2)
-    resized = [read().convert("RGB").resize((size, size), Image.Resampling.BILINEAR) for read in shown]
-    return np.ascontiguousarray(np.stack(resized).transpose(0, 3, 1, 2))

@@ -6,7 +6,6 @@ only how they differ from it.
 
 import difflib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -114,7 +113,7 @@ class LocalizeConfig(OwnTraining):  # patch model and GradCAM (sections 2.4, 4.2
         return "per_location" if category in self.aligned else "shared"
 
 
-_OF_CATEGORIES = ("sensitivity.categories", "recipes.categories")  # they name some of `categories`
+_OF_CATEGORIES = ("textures", "sensitivity.categories", "recipes.categories")  # they name some of `categories`
 Changes = Mapping[str, Any]  # parameters by dotted names, as `Config.changed` takes them
 
 
@@ -231,11 +230,11 @@ class Config(Section):  # a complete set of parameters
         _need({*self.curve.recipes} == {*self.curve.updates}, "curve.updates: must name the recipes of curve.recipes")
         categories, methods = {*self.categories}, {*self.methods}
         pairs = {f"{m}-{c}" for m in methods for c in categories}
-        known = {"shown": methods, **dict.fromkeys(("textures", *_OF_CATEGORIES), categories)}
+        known = {"shown": methods, **dict.fromkeys(_OF_CATEGORIES, categories)}
         known |= {"seeds_of": methods | pairs, "localize.aligned": categories.union(local.categories)}
         for key, names in known.items():
-            for name in (n for n in attrgetter(key)(self) if n not in names):
-                raise ValueError(f"{key}: {name!r} is no name of methods or categories{_near(name, names)}")
+            for name in attrgetter(key)(self):
+                _need(name in names, f"{key}: {name!r} is no name of methods or categories{_near(name, names)}")
         return self
 
     def n_seeds(self, method: str, category: str) -> int:
@@ -252,7 +251,7 @@ class Config(Section):  # a complete set of parameters
         known = {*categories, *methods, *(f"{m}-{c}" for m in methods for c in categories)}
         changes: dict[str, Any] = {"categories": categories, "methods": methods}
         changes["seeds_of"] = {name: n for name, n in self.seeds_of.items() if name in known}
-        for key in ("shown", "textures", "localize.categories", "localize.aligned", *_OF_CATEGORIES):
+        for key in ("shown", "localize.categories", "localize.aligned", *_OF_CATEGORIES):
             changes[key] = [name for name in attrgetter(key)(self) if name in known]
         return self.changed(changes)
 
@@ -263,14 +262,15 @@ def load(path: str | Path = "params.yaml", overrides: Mapping[str, Any] | None =
 
     Overrides go by dotted name, `{"train.updates": 7}`, or by section, `{"train": {"updates": 7}}`. Text is read as
     YAML, as the command line passes it. A ConfigError names an unreadable file, an unknown name or a wrong value."""
-    return _checked(_overridden(_tree(Path(path)), overrides or {}, as_text=True), f"{path}: ")
+    given = {name: _yaml(v, name) if isinstance(v, str) else v for name, v in (overrides or {}).items()}
+    return _checked(_overridden(_tree(Path(path)), given), f"{path}: ")
 
 
 def _tree(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        tree = json.loads(text) if path.suffix == ".json" else _yaml(text)
-    except (OSError, ValueError) as error:
+        tree = json.loads(text) if path.suffix == ".json" else _yaml(text, path)
+    except (OSError, UnicodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections, got {type(tree).__name__}")
@@ -278,25 +278,21 @@ def _tree(path: Path) -> dict[str, Any]:
     return _overridden(_tree(path.with_name(f"{base}.yaml")), tree) if base else tree
 
 
-def _yaml(text: str) -> Any:
+def _yaml(text: str, name: str | Path) -> Any:
     try:
         import yaml  # here, for the machine of a pack has none: its parameters are JSON
 
         return yaml.safe_load(text)
     except ImportError:
-        raise ValueError("pyyaml is missing; write it into a file of JSON") from None
+        raise ConfigError(f"{name}: pyyaml is missing; write it into a file of JSON") from None
     except yaml.YAMLError as error:
-        raise ValueError(error) from None
+        raise ConfigError(f"{name}: not valid YAML ({error})") from None
 
 
-def _overridden(tree: dict[str, Any], overrides: Mapping[str, Any], as_text: bool = False) -> dict[str, Any]:
+def _overridden(tree: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A copy with some values in other places. A section that is given in parts keeps its other values."""
     tree = {k: dict(v) if isinstance(v, dict) else v for k, v in tree.items()}
     for name, value in overrides.items():
-        try:
-            value = _yaml(value) if as_text and isinstance(value, str) else value
-        except ValueError as error:
-            raise ConfigError(f"{name}: {value!r} is not valid YAML ({error})") from None
         section, _, key = name.rpartition(".")
         place = tree.setdefault(section, {}) if section else tree
         if not isinstance(place, dict):
@@ -311,20 +307,19 @@ def _checked(tree: dict[str, Any], title: str = "") -> Config:
         # by way of JSON, whose strict mode takes lists for tuples but no text for numbers
         return Config.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        first, more = error.errors()[0], error.error_count() - 1
-    loc, given = [str(p) for p in first["loc"]], first["input"]
-    text = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        first = error.errors()[0]
+    loc = [str(part) for part in first["loc"]]
+    name, text = ".".join(loc), first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        model: Any = Config.model_fields[loc[0]].annotation if loc[1:] else Config
-        text = "unknown parameter" + _near(loc[-1], model.model_fields, "".join(f"{s}." for s in loc[:-1]))
+        section: Any = Config.model_fields[loc[0]].annotation if loc[1:] else Config
+        text = "unknown parameter" + _near(name, [".".join([*loc[:-1], key]) for key in section.model_fields])
     elif first["type"] == "missing":
         text = "missing; name all parameters, or start the file with `extends: paper`"
-    elif isinstance(given, str) and re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", given, re.IGNORECASE):
-        text += f", got {given!r} (YAML reads it as text: write it without an exponent, 0.00003)"
-    elif not isinstance(given, dict):
-        text += f", got {given!r}"
-    name = ".".join(loc) + ": " if loc else ""  # `_fits` names the parameter itself
-    raise ConfigError(title + name + text + (f" ({more} more errors)" if more else ""))
+    elif name:
+        text += f", got {first['input']!r}"
+    if first["type"] == "float_type":
+        text += " (YAML reads 3e-5 as text: write 0.00003)"
+    raise ConfigError(f"{title}{name}: {text}" if name else title + text)  # `_fits` names the parameter itself
 
 
 def _need(condition: bool, text: str) -> None:
@@ -332,6 +327,6 @@ def _need(condition: bool, text: str) -> None:
         raise ValueError(text)
 
 
-def _near(name: str, known: Iterable[str], prefix: str = "") -> str:
+def _near(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
+    return f"; did you mean {near[0]}?" if near else ""

@@ -12,8 +12,10 @@ import io
 import json
 import logging
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import joblib
@@ -85,8 +87,8 @@ def load_folder(folder: str | Path, category: Category) -> tuple[torch.Tensor, t
     """Images (n, 3, size, size) uint8 of a folder, sized as a category's, and the names. Raises as `load_category`."""
     if not (paths := list_images(Path(folder))):
         raise DataError(f"{folder}: no such folder, or no images in it ({', '.join(sorted(SUFFIXES))})")
-    images = _stack(paths, "RGB", category.train.shape[-1], category.source_size, Path(folder).name)
-    return images, tuple(path.name for path in paths)
+    files = [partial(read_image, path, "RGB", category.source_size) for path in paths]
+    return stack(files, category.train.shape[-1], Path(folder).name), tuple(path.name for path in paths)
 
 
 def read_image(path: Path, mode: str = "RGB", source_size: tuple[int, int] | None = None) -> Image.Image:
@@ -138,13 +140,12 @@ def _read(folder: Path, files: tuple[list, ...], size: int, state: list) -> tupl
     source_size, name = read_image(files[0][0]).size, folder.name
     train_files, test_files = (tuple(p.relative_to(folder).as_posix() for p in paths) for paths in files[:2])
     fields = {"train_files": train_files, "test_files": test_files, "source_size": source_size}
-    tensors = {
-        "train": _stack(files[0], "RGB", size, source_size, f"{name}: training images"),
-        "test": _stack(files[1], "RGB", size, source_size, f"{name}: test images"),
-        "labels": torch.tensor([p.parent.name != "good" for p in files[1]], dtype=torch.bool),
-    }
+    train, test = ([partial(read_image, p, "RGB", source_size) for p in paths] for paths in files[:2])
+    tensors = {"train": stack(train, size, f"{name}: training"), "test": stack(test, size, f"{name}: test")}
+    tensors["labels"] = torch.tensor([p.parent.name != "good" for p in files[1]], dtype=torch.bool)
     if any(files[2]):
-        tensors["masks"] = _stack(files[2], "L", size, source_size, f"{name}: masks")
+        masks = [partial(_read_mask, p, source_size) for p in files[2]]
+        tensors["masks"] = stack(masks, size, f"{name}: masks", Image.Resampling.NEAREST)[:, 0] > 127
     # the size is that of use, not of the files: a copy of that size holds the same images
     sha = hashlib.sha256(json.dumps(fields | {"source_size": (size, size)}).encode())
     for tensor in tensors.values():
@@ -154,21 +155,26 @@ def _read(folder: Path, files: tuple[list, ...], size: int, state: list) -> tupl
     return *found, joblib.hash(found, "sha1")
 
 
-def _stack(paths: list, mode: str, size: int, source_size: tuple[int, int], title: str) -> torch.Tensor:
-    """Images (n, 3, size, size) uint8 of mode RGB, or masks (n, size, size) bool of mode L, False without path."""
-    shape, dtype = ((3, size, size), np.uint8) if mode == "RGB" else ((size, size), np.bool_)
-    stack = np.zeros((len(paths), *shape), dtype)
+def _read_mask(path: Path | None, source_size: tuple[int, int]) -> Image.Image:
+    """White on the defect; all black for an image without a mask."""
+    if path is None:
+        return Image.new("L", source_size)
+    mask = read_image(path, "L", source_size)
+    if 0 < (brightest := mask.getextrema()[1]) <= 127:
+        raise DataError(f"{path}: brightest value is {brightest}; a mask is white, 255, on the defect")
+    return mask
+
+
+def stack(
+    images: Sequence[Callable[[], Image.Image]], size: int, title: str, method: int = Image.Resampling.BILINEAR
+) -> torch.Tensor:
+    """RGB images (n, 3, size, size) uint8 of functions that open one each. Pillow's BILINEAR widens its kernel when it
+    shrinks an image, which is the antialiasing."""
+    stacked = np.empty((len(images), 3, size, size), np.uint8)
 
     def fill(index: int) -> None:
-        if path := paths[index]:
-            image = read_image(path, mode, source_size)
-            if mode == "L" and 0 < (brightest := image.getextrema()[1]) <= 127:
-                raise DataError(f"{path}: brightest value is {brightest}; a mask is white, 255, on the defect")
-            # Pillow's BILINEAR widens its kernel when it shrinks an image, which is the antialiasing
-            method = Image.Resampling.NEAREST if mode == "L" else Image.Resampling.BILINEAR
-            pixels = np.asarray(image.resize((size, size), method))
-            stack[index] = pixels.transpose(2, 0, 1) if mode == "RGB" else pixels > 127
+        stacked[index] = np.asarray(images[index]().convert("RGB").resize((size, size), method)).transpose(2, 0, 1)
 
     with ThreadPoolExecutor() as pool:  # threads fill one array, so that the images are held once
-        list(tqdm(pool.map(fill, range(len(paths))), title, len(paths), disable=None, leave=False, delay=2))
-    return torch.from_numpy(stack)
+        list(tqdm(pool.map(fill, range(len(images))), title, len(images), disable=None, leave=False, delay=2))
+    return torch.from_numpy(stacked)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -131,12 +130,3 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """Folder with categories of MVTec AD at 256 pixels, in the folder that CUTPASTE_DATA names."""
-    root = Path(os.environ.get("CUTPASTE_DATA") or "/nonexistent") / "mvtec_256"
-    if not root.is_dir():
-        pytest.skip("CUTPASTE_DATA names no folder with mvtec_256")
-    return root

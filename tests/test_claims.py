@@ -71,3 +71,4 @@ def test_a_claim_that_a_file_lacks_is_not_run(tmp_path, monkeypatch):
 )
 def test_a_verdict_weighs_the_difference_against_its_interval(difference, margin, verdict):
     assert stats.verdict(difference, margin) == verdict
+    assert np.isnan(stats.t_interval([3.0])["margin"]), "one seed tells no spread"

@@ -101,15 +101,6 @@ def test_detect_and_claims_leave_their_tables(call):
     assert status == 0 and "not run" in lines[-1] and Path("results/tiny/claims.csv").exists()
 
 
-def test_interrupted_by_the_user_is_told_without_a_traceback(call, monkeypatch):
-    def interrupt(*_, **__) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "fit", interrupt)
-    status, lines = call("run --method cutout")
-    assert status == 130 and "goes on where" in lines[-1]
-
-
 @pytest.mark.slow
 def test_help_of_each_command_and_an_error_of_the_module(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -50,7 +50,7 @@ def test_the_paper_preset_is_the_papers():
         (None, "cannot be read"),
         (b"", "expected sections"),
         (b"- a\n- b", "expected sections"),
-        (b"train: [1, 2", "cannot be read"),
+        (b"train: [1, 2", "not valid YAML"),
         (b"\xff\xfe\x00\x81", "cannot be read"),
         (b"study: x", "missing.*extends: paper"),
         (b"extends: papr", r"papr\.yaml: cannot be read"),

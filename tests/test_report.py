@@ -109,19 +109,6 @@ def test_methods_are_compared_in_pairs_of_one_seed(study):
     assert told["difference"] + told["margin"] == pytest.approx(interval.high)
 
 
-def test_a_verdict_needs_an_interval_off_zero(study):
-    def verdict(better: str, worse: str, found: pd.DataFrame) -> str:
-        told = tables.compare(found, study, better, worse)
-        return stats.verdict(told["difference"], told["margin"])
-
-    found = aucs.detection(study)
-    assert verdict("cutpaste_3way", "untrained", found) == "reproduced"
-    assert verdict("untrained", "cutpaste_3way", found) == "not reproduced"
-    assert verdict("cutpaste", "rotation", found) == "not run"
-    one_seed = found[(found["method"] != "untrained") | (found["seed"] == 0)]
-    assert verdict("cutpaste_3way", "untrained", one_seed) == "no interval", "one seed tells no spread"
-
-
 def test_the_bootstrap_over_test_images_agrees_with_theory():
     """The std of the AUC of n and m images without any difference is sqrt((n + m + 1) / (12 n m))."""
     rng = np.random.default_rng(0)

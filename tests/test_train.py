@@ -69,10 +69,13 @@ def test_every_weight_learns_and_only_those_that_require_a_gradient(uninterrupte
     assert history == [] and not net.training and same(net, model.build(len(TASK), 0))
 
 
-def test_learning_rate_is_one_cosine_cycle(uninterrupted):
+def test_learning_rate_is_one_cosine_cycle_after_a_linear_warm_up(uninterrupted):
     config = TINY.replace(updates=200, learning_rate=0.5)
     rates = [train.learning_rate(u, config) for u in range(201)]
     np.testing.assert_allclose(rates, 0.25 + 0.25 * np.cos(np.linspace(0, np.pi, 201)), atol=1e-12)
+    warm = [train.learning_rate(u, config.replace(warmup=9)) for u in range(201)]
+    np.testing.assert_allclose(np.array(warm[:9]) / rates[:9], np.arange(1, 10) / 10)
+    assert warm[9:] == rates[9:]
     assert [row["learning_rate"] for row in uninterrupted[1]] == [train.learning_rate(u, TINY) for u in range(3)]
 
 
@@ -112,7 +115,7 @@ class Killed(BaseException):
     pass
 
 
-def interrupt(update: int, path: Path, key: str = "k") -> None:
+def interrupt(update: int, path: Path, key: str = "k", config=TINY) -> None:
     """Train with a checkpoint after each update, and stop before an update."""
     make, left = views.make_batch, iter(range(update))
 
@@ -123,7 +126,7 @@ def interrupt(update: int, path: Path, key: str = "k") -> None:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(views, "make_batch", interrupted)
-        fit(checkpoint=path, key=key, checkpoint_seconds=-1.0)
+        fit(config, checkpoint=path, key=key, checkpoint_seconds=-1.0)
 
 
 @pytest.mark.parametrize(("rows", "moments"), [(100, [2]), (1, [1, 1]), (2, [0, 1])])
@@ -208,23 +211,9 @@ def test_embeddings_are_float32_whatever_the_precision_of_training(uninterrupted
 
 @pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"average": 0.5}, {"label_smoothing": 0.1}, {"warmup": 3}])
 def test_each_part_of_a_recipe_changes_training_and_resumes_to_the_same_result(change, tmp_path, uninterrupted):
-    config, path, save = TINY.replace(**change), tmp_path / "checkpoint", train._save_checkpoint
+    config, path = TINY.replace(**change), tmp_path / "checkpoint"
     whole, history = fit(config)
     assert not same(whole, uninterrupted[0])
-
-    def stop(*args) -> None:
-        save(*args)
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "_save_checkpoint", stop)
-        fit(config, checkpoint=path, checkpoint_seconds=-1.0)
-    net, resumed = fit(config, checkpoint=path)
+    interrupt(1, path, config=config)
+    net, resumed = fit(config, checkpoint=path, key="k")
     assert resumed == history and same(net, whole)
-
-
-def test_warm_up_rises_to_the_cosine_cycle():
-    config = TINY.replace(updates=100, warmup=9, learning_rate=1.0)
-    rates, plain = ([train.learning_rate(u, c) for u in range(101)] for c in (config, config.replace(warmup=0)))
-    np.testing.assert_allclose(np.array(rates[:9]) / plain[:9], np.arange(1, 10) / 10)
-    assert rates[9:] == plain[9:]

@@ -14,26 +14,18 @@ ENSEMBLE = "ensemble_3way"
 AUCS = ["method", "category", "seed", "auc", "made_on"]
 
 
-def of_part(config: Config, part: str, density: str | None = None, metric: str = "auc") -> pd.DataFrame:
-    """A metric of each run of a part that has valid results.
-
-    Args:
-        density: one that the part computes; by default that which tables show, "" for all.
-
-    Returns:
-        Columns method, category, variant, seed, feature, density, auc, made_on; what the metric is called, its column
-        is auc.
-    """
+def of_part(config: Config, part: str, density: str | None = None) -> pd.DataFrame:
+    """AUC of each run of a part that has valid results, by a density ("": all; by default that of the tables): columns
+    method, category, variant, seed, feature, density, auc, made_on."""
     table, density = store.read(config, part), config.gde.density if density is None else density
-    table = table[(table["metric"] == metric) & ((table["density"] == density) | (density == ""))]
+    table = table[(table["metric"] == "auc") & ((table["density"] == density) | (density == ""))]
     return table.assign(auc=100 * table["value"])[[*store.ID, "feature", "density", "auc", "made_on"]]
 
 
 def detection(config: Config, density: str | None = None) -> pd.DataFrame:
     """Image AUC of the runs of Table 1 and of the ensemble: columns `AUCS`."""
     density = density or config.gde.density
-    found, rows = of_part(config, "detection", density)[AUCS], ensemble(config, density)
-    return pd.concat([found, rows], ignore_index=True) if len(rows) else found
+    return pd.concat([of_part(config, "detection", density)[AUCS], ensemble(config, density)], ignore_index=True)
 
 
 def ensemble(config: Config, density: str) -> pd.DataFrame:
@@ -139,12 +131,12 @@ def localization_metrics(config: Config) -> pd.DataFrame:
     return wide
 
 
-def localization(config: Config, metric: str = "pixel_auc") -> pd.DataFrame:
-    """Table 2, columns `AUCS`: patches of the first size, densities placed as section 4.2 chooses."""
+def localization(config: Config) -> pd.DataFrame:
+    """Pixel AUC of Table 2, columns `AUCS`: patches of the first size, densities placed as section 4.2 chooses."""
     table = localization_metrics(config)
     placement = table["category"].map(config.localize.placement)
     is_ours = (table["density"] == placement) & (table["patch_size"] == config.localize.patch_sizes[0])
-    return table[(table["method"] == GRADCAM) | is_ours].rename(columns={metric: "auc"})[AUCS].dropna()
+    return table[(table["method"] == GRADCAM) | is_ours].rename(columns={"pixel_auc": "auc"})[AUCS].dropna()
 
 
 def by_seed(scores: pd.DataFrame, density: str) -> pd.Series:

@@ -23,6 +23,7 @@ STUDIES = ("demo", "lite", "paper")
 NUMBERS = ["difference", "stderr", "margin", "n", "paper", "more_seeds", "core_hours"]
 COLUMNS = ["claim", "source", "difference", "stderr", "margin", "interval", "n", "categories", "paper"]
 COLUMNS += ["more_seeds", "core_hours", "verdict"]
+BLANK = {"interval": "", "categories": "", "n": 0, "verdict": NOT_RUN}
 _SEEDS, _IMAGES = "seeds", "test images"
 
 
@@ -135,7 +136,7 @@ def evaluate(config: Config, sources: Sequence[str] = ()) -> pd.DataFrame:
             own = {"claim": text, "source": source, "more_seeds": more, "core_hours": hours, "verdict": verdict}
             rows.append(effect | own)
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
-    return table.fillna({"interval": "", "categories": "", "n": 0})
+    return table.fillna(BLANK)
 
 
 def shown(config: Config, *sources: str) -> pd.DataFrame:
@@ -168,17 +169,11 @@ def write(config: Config) -> tuple[Path, pd.DataFrame]:
 
 
 def read(studies: Sequence[str] = STUDIES) -> pd.DataFrame:
-    """Claims of several studies, as `write` left them: the columns of `evaluate`, and study.
-
-    A claim that a study's file lacks is *not run* there.
-    """
-    known = pd.DataFrame([row[:2] for row in CLAIMS], columns=["claim", "source"])
-    parts = []
+    """Claims of several studies, as `write` left them: the columns of `evaluate`, and study. What is lacking there is
+    *not run*."""
+    known, parts = pd.DataFrame([row[:2] for row in CLAIMS], columns=["claim", "source"]), []
     for study in studies:
         path = Path("results") / study / "claims.csv"
-        table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
-        table = known.merge(table, "left", ["claim", "source"]).reindex(columns=COLUMNS)
-        table = table.astype(dict.fromkeys(NUMBERS, float))
-        text = {"verdict": NOT_RUN, "interval": "", "categories": "", "n": 0}
-        parts.append(table.fillna(text).assign(study=study))
-    return pd.concat(parts, ignore_index=True)
+        table = pd.read_csv(path) if path.exists() else known
+        parts.append(known.merge(table, "left", ["claim", "source"]).reindex(columns=COLUMNS).assign(study=study))
+    return pd.concat(parts, ignore_index=True).astype(dict.fromkeys(NUMBERS, float)).fillna(BLANK)

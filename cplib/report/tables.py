@@ -127,12 +127,9 @@ def compare(found: pd.DataFrame, config: Config, better: str, worse: str, *table
     """How far one method is above another, on the average over the study's categories; `found` as for `summarize`.
 
     Differences are paired: a seed fixes initial weights and source images of all methods. Pretrained features, which
-    know no seed, are compared with each seed of the other side.
-
-    Returns:
-        difference in percent points, its stderr, margin (half its 95 % confidence interval by Student's t over n common
-        seeds); categories: in how many of them the mean difference is above 0; paper: from some tables, the paper's
-        difference for those of the categories that it has, else over all of MVTec AD. NaN where unknown.
+    know no seed, are compared with each seed of the other side. Returns difference in percent points, stderr and margin
+    (`stats.t_interval` over n common seeds), categories (in how many of them the mean is above 0), paper (from some
+    tables, for those of the categories that it has, else over all of MVTec AD). NaN where unknown.
     """
     sides = (found[found["method"] == m].pivot(index="seed", columns="category", values="auc") for m in (better, worse))
     a, b = (side.reindex(columns=list(config.categories)).dropna() for side in sides)
@@ -143,11 +140,8 @@ def compare(found: pd.DataFrame, config: Config, better: str, worse: str, *table
         return UNKNOWN
     mean, by_seed = difference.mean(), difference.mean(axis=1)
     told = {"difference": by_seed.mean(), **stats.t_interval(by_seed), "n": len(by_seed)}
-    return {
-        **told,
-        "categories": f"{(mean > 0).sum()} of {len(mean)}",
-        "paper": _theirs(config, better, worse, *tables),
-    }
+    told |= {"categories": f"{(mean > 0).sum()} of {len(mean)}", "paper": _theirs(config, better, worse, *tables)}
+    return told
 
 
 def _theirs(config: Config, better: str, worse: str, *tables: str) -> float:

@@ -38,18 +38,14 @@ class RunsFailedError(RuntimeError):
 def run_all(config: Config, runs: Sequence[Run], jobs: int = 1, arrays: bool = False, ray: float | None = None) -> None:
     """Do all runs whose results are missing or stale, and store each as soon as it is there.
 
-    Runs of one training are done together: it is trained once. A training that was stopped goes on from its
-    checkpoint to the same result. So does one whose process died.
+    Runs of one training are done together: it is trained once. A training that was stopped, or whose process died,
+    goes on from its checkpoint to the same result. Bad input is an error before anything is trained. A RunsFailedError
+    comes at the end, a BrokenExecutor where processes die again and again.
 
     Args:
         jobs: so many trainings side by side, each in a process of its own; 0 for one per core, or one on a GPU.
         arrays: also do runs whose results are valid but whose weights or maps are not on this machine.
         ray: on a Ray cluster, as many as it has room for, each with this share of a GPU; 0, or without GPUs: on CPUs.
-
-    Raises:
-        ConfigError, DataError, DensityError: bad input, before anything is trained.
-        RunsFailedError: at the end, if some runs failed.
-        BrokenExecutor: processes die again and again.
     """
     device, side_by_side = (train.default_device(), _by_joblib) if ray is None else _by_ray(ray)
     study, started = store.study_folder(config), time.monotonic()
