@@ -23,6 +23,14 @@ from cplib.runs.store import study_folder
 from cplib.synthetic import Fillings
 
 MOST = 60  # MB
+TQDM = """# In place of the package of this name, whose bars are not needed here
+class tqdm(list):
+    def __init__(self, items, *_, **__):
+        super().__init__(items)
+
+    def set_postfix(self, *_):
+        pass
+"""
 README = """Python 3.11 or newer with torch, torchvision, pandas, scikit-learn and pydantic will do. In this folder call
     python -m cplib run --params params.json
 until all is done. It may be stopped at any moment. Then copy results/{0}/runs to results/{0} of the repository.
@@ -61,6 +69,7 @@ def write(config: Config, to: Path) -> dict[str, float]:
         if Fillings(str(folder / "digits"), str(folder / "natural_images")).digest != here.digest:
             raise DataError("synthetic.digits: the copy differs")
         (folder / "params.json").write_text(config.changed(places).model_dump_json(indent=1))
+        (folder / "tqdm.py").write_text(TQDM)
         (folder / "README").write_text(README.format(config.study))
         parts = (folder, *folder.glob("images/*"), *(p for p in folder.iterdir() if p.name != "images" and p.is_dir()))
         mb = {p.name: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) / 1e6 for p in parts}

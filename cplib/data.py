@@ -22,8 +22,7 @@ import joblib
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-
-from cplib.progress import tqdm
+from tqdm import tqdm
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 _FORMAT = 4  # raise it when reading or resizing changes, so that no older copy is taken from a cache

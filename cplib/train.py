@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
 from cplib.augment import views
 from cplib.config import AugmentConfig, TrainConfig
 from cplib.model import ProxyClassifier
-from cplib.progress import tqdm
 
 log = logging.getLogger(__name__)
 

@@ -135,7 +135,7 @@ def test_a_failure_names_its_stage_its_log_and_what_goes_on_and_stops_no_other_n
     nbformat.write(notebook, path)
     for name in ("claims", "augmentations"):
         (executed / f"{name}.ipynb").unlink()
-    *lines, last = [x for x in call([*MAKE, "repro"], study, fails=True).splitlines() if not x.startswith("make: ")]
+    *lines, last = [x for x in call([*MAKE, "repro"], study, fails=True).splitlines() if not x.startswith("make")]
     path.write_text(before)
     log = "build/logs/notebook@claims.log"
     assert last.startswith(f"notebook@claims failed: see {log}") and last.endswith("`make repro` goes on")

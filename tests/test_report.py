@@ -130,9 +130,6 @@ def test_ensembles_are_compared_over_test_images(study):
     gap = found[found["method"] == "ensemble_3way"]["auc"].mean()
     gap -= found[found["method"] == "cutpaste_3way"]["auc"].mean()
     assert row["difference"] == pytest.approx(gap) and row["margin"] > 0 and row["interval"] == "test images"
-    intervals = aucs.test_intervals(study).set_index(["method", "group"])
-    low, high = intervals.loc[("cutpaste", "all")]
-    assert low < found[found["method"] == "cutpaste"]["auc"].mean() < high
 
 
 def test_an_undecided_claim_says_how_many_more_seeds_would_decide_it(study):

@@ -11,12 +11,12 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from cplib import gde
 from cplib.config import TrainConfig
 from cplib.gde import DensityError
 from cplib.model import STEMS
-from cplib.progress import tqdm
 from cplib.train import float32, layout
 
 WIDTH = 512  # of the embeddings of a ResNet-18

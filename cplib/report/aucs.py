@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
 from cplib.augment.tasks import METHODS
 from cplib.config import Config
@@ -75,20 +74,6 @@ def wins(config: Config, part: str = "detection") -> dict[tuple[str, str], np.nd
     return found
 
 
-def test_intervals(config: Config) -> pd.DataFrame:
-    """What the sample of test images leaves open: 95 % interval of each mean AUC of Table 1, and of the averages over
-    categories, by a stratified bootstrap over test images with the trained networks as they are. Columns method, group,
-    test_low, test_high."""
-    found, rows = wins(config), []
-    for method in dict.fromkeys(method for method, _ in found):
-        own = {c: found[method, c] for c in config.categories if (method, c) in found}
-        for group, names in {**{c: [c] for c in own}, "all": config.categories}.items():
-            if set(names) <= set(own):
-                low, high = np.percentile(100 * stats.bootstrap([own[c] for c in names]), [2.5, 97.5])
-                rows.append((method, group, low, high))
-    return pd.DataFrame(rows, columns=["method", "group", "test_low", "test_high"])
-
-
 def core_hours(config: Config, part: str, *methods: str) -> float:
     """What one more seed of some methods costs on the machine that made the results, over all categories."""
     table = store.read(config, part, "machine")
@@ -137,13 +122,6 @@ def localization(config: Config) -> pd.DataFrame:
     placement = table["category"].map(config.localize.placement)
     is_ours = (table["density"] == placement) & (table["patch_size"] == config.localize.patch_sizes[0])
     return table[(table["method"] == GRADCAM) | is_ours].rename(columns={"pixel_auc": "auc"})[AUCS].dropna()
-
-
-def by_seed(scores: pd.DataFrame, density: str) -> pd.Series:
-    """Image AUC by seed of rows of scores.csv; empty without normal and anomalous test images."""
-    seeds = scores.groupby("seed") if scores["label"].nunique() == 2 else ()
-    found = {seed: 100 * float(roc_auc_score(test["label"], test[density])) for seed, test in seeds}
-    return pd.Series(found, dtype=float).rename_axis("seed")
 
 
 def proxy_accuracy(config: Config, part: str = "detection") -> pd.DataFrame:

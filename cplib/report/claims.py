@@ -139,11 +139,6 @@ def evaluate(config: Config, sources: Sequence[str] = ()) -> pd.DataFrame:
     return table.fillna(BLANK)
 
 
-def shown(config: Config, *sources: str) -> pd.DataFrame:
-    """Claims of some tables as their notebooks show them: a row each, cells as text."""
-    return cells(evaluate(config, sources).drop(columns="source").set_index("claim"))
-
-
 def cells(rows: pd.DataFrame) -> pd.DataFrame:
     """Claims as text: differences with a sign, by category, over what the interval is, and what would decide them."""
     found = pd.DataFrame(index=rows.index)
