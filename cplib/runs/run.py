@@ -146,16 +146,17 @@ def _todo(config: Config, runs: Sequence[Run], arrays: bool, device: torch.devic
 def _do(group: list[Run], config: Config, device: torch.device, folder: Path) -> list[tuple[Run, Result | Exception]]:
     """All runs of one training, and of others that share its first phase. Paths are relative to the folder."""
     os.chdir(folder)  # another machine's process, or one kept from an earlier call, may be elsewhere
-    done = []
+    # of a CPU core-seconds, which other work on the machine does not stretch
+    done, clock = [], time.process_time if device.type == "cpu" else time.perf_counter
     for training, runs in groupby(group, lambda run: run.training):
         trained = Trained(training, store.study_folder(config), config.data.cache, device)
         for run in runs:
-            started = time.perf_counter()
+            started = clock()
             trained.keep_weights |= run.part in ("detection", "patches")
             try:
                 found = scorers.SCORERS[run.scorer](run, trained)
                 found.data, found.made_on = scorers.data_digest(run, trained), trained.made_on
-                found.machine = {"seconds": round(time.perf_counter() - started, 1), **machine.facts(device)}
+                found.machine = {"seconds": round(clock() - started, 1), **machine.facts(device)}
             except ERRORS as error:
                 found = error
             done.append((run, found))
