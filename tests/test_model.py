@@ -136,3 +136,10 @@ def test_a_backbone_that_will_not_do_and_a_download_that_fails_are_named(monkeyp
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(WeightsMissingError, match=r"test_efficientnet \(no network\).*\.safetensors file"):
         build_pretrained(TINY, "pretrained", 3, 0)
+
+
+def test_weights_say_whether_their_batchnorm_is_folded(tmp_path):
+    for value, is_folded in ((torch.ones(3), True), (torch.tensor([1.0, 2.0, 3.0]), False)):
+        safetensors.torch.save_file({"bn1.running_var": value}, tmp_path / "some.safetensors")
+        assert model.is_folded(tmp_path / "some.safetensors") == is_folded
+    assert not model.is_folded(None)
