@@ -28,8 +28,10 @@ class tqdm(list):
     def __init__(self, items, *_, **__):
         super().__init__(items)
 
-    def set_postfix(self, *_):
+    def set_postfix(self, *_, **__):
         pass
+
+    set_lock = set_postfix
 """
 README = """Python 3.11 or newer with torch, torchvision, pandas, scikit-learn and pydantic will do. In this folder call
     python -m cplib run --params params.json

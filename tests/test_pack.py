@@ -12,7 +12,7 @@ from cplib.config import ConfigError
 from cplib.runs.plan import plan
 from cplib.runs.run import run_all
 
-ABSENT = {"yaml", "tqdm", "safetensors", "timm", "captum", "openTSNE", "matplotlib", "seaborn", "IPython", "dvc"}
+ABSENT = {"yaml", "safetensors", "timm", "captum", "openTSNE", "matplotlib", "seaborn", "IPython", "dvc"}
 HIDE = f"""import sys
 class Hidden:
     def __init__(self, finder): self.finder = finder
