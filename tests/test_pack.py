@@ -39,8 +39,7 @@ def test_a_pack_that_is_stopped_on_a_bare_machine_gives_the_numbers_of_home(conf
     assert 124 in ended and ended[-1] == 0 and told.count(" is missing: ") == 3, told  # timm, captum and openTSNE
     paths = [p for p in (tmp_path / "results").glob("tiny/runs/*/*.csv") if p.name != "machine.csv"]
     assert len(paths) == 3 * len({run.part for run in home})
-    for path in paths:
-        assert (tmp_path / "gpu" / path.relative_to(tmp_path)).read_text() == path.read_text()
+    assert all((tmp_path / "gpu" / p.relative_to(tmp_path)).read_bytes() == p.read_bytes() for p in paths)
 
 
 def test_what_cannot_be_packed_is_told_and_leaves_nothing(config, category, tmp_path, monkeypatch):
