@@ -46,7 +46,7 @@ def _ensemble_wins(config: Config, density: str) -> dict[str, np.ndarray]:
     metrics = metrics[(metrics["method"] == THREE_WAY) & (metrics["density"] == density)]
     of_train = metrics.pivot(index=["category", "seed"], columns="metric", values="value")
     common, found = scores.groupby("category")["seed"].nunique().min(), {}
-    for category, part in scores[scores["seed"] < common].groupby("category", sort=False):
+    for category, part in scores[scores["seed"] < common].groupby("category", sort=False) if common > 1 else ():
         standardised = []
         for seed, test in part.groupby("seed"):
             mean, std = of_train.loc[(category, seed), ["train_mean", "train_std"]]
