@@ -25,7 +25,8 @@ COMMITTED = [  # study and part
 def test_committed_results_are_of_the_present_parameters(study, part, monkeypatch):
     monkeypatch.chdir(ROOT)
     valid = store.valid(Path("results") / study, plan(load(f"params/{study}.yaml"), [part]))
-    stored = pd.read_csv(f"results/{study}/runs/{part}/metrics.csv", dtype=dict.fromkeys(store.ID[:3], str)).fillna({"variant": ""})
+    path, text = Path("results") / study / "runs" / part / "metrics.csv", dict.fromkeys(store.ID[:3], str)
+    stored = pd.read_csv(path, dtype=text).fillna({"variant": ""})
     # some runs may still be missing, but none is stale and none is of another plan
     assert {run.id for run in valid} == set(stored[store.ID].itertuples(index=False, name=None))
 
