@@ -17,7 +17,7 @@ COMMANDS = {
     "list": "Show the runs of a study: which have valid results and which are left.",
     "detect": "Score photographs by what was learnt from good ones.",
     "claims": "Judge the paper's claims by a study's results: results/<study>/claims.csv.",
-    "download": "Fetch a public data set, or the pretrained weights of a study.",
+    "download": "Fetch a public data set.",
 }
 
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _do(options)
         return 0
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         if options.traceback:
             raise
         log.error("error: %s", " ".join(str(error).split()))
@@ -61,10 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--method", default="cutpaste_3way", help=text)
     add("--aligned", action="store_true", help="the parts always lie alike (for patch_model)")
     add = of["download"].add_argument
-    add("name", choices=["mvtec", "cifar10", "mnist", "weights"])
+    add("name", choices=["mvtec", "cifar10", "mnist"])
     add("--to", type=Path, help="folder that receives it (data, or $CUTPASTE_DATA)")
     add("--url", help="address of MVTec AD's archive, if it moved")
-    add("--keep-archive", action="store_true", help="keep the archive after extraction")
     return parser
 
 
@@ -72,15 +71,11 @@ def _do(options: argparse.Namespace) -> None:
     # each command imports what it needs, as torch takes seconds
     if options.command == "download":
         from cplib import download
-    if options.command == "download" and options.name != "weights":
-        url = options.url or download.MVTEC_URL
-        download.download(options.name, options.to, url, keep_archive=options.keep_archive)
+
+        download.download(options.name, options.to, options.url or download.MVTEC_URL)
         return
     config = load(options.params, dict(item.partition("=")[::2] for item in options.set))
-    if options.command == "download":
-        path = download.weights(config.transfer.backbone, config.transfer.weights)
-        log.info("weights: %s", path or "in the cache of timm")
-    elif options.command == "run":
+    if options.command == "run":
         from cplib.runs.run import run_all
 
         ray = options.gpus if options.backend == "ray" else None

@@ -8,7 +8,6 @@
 """
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -18,11 +17,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import joblib
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
+
+from cplib.files import digest, load_arrays, save_arrays
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 _FORMAT = 4  # raise it when reading or resizing changes, so that no older copy is taken from a cache
@@ -67,19 +67,17 @@ def load_category(root: str | Path, category: str, image_size: int, cache: str |
         raise DataError(f"{folder}: no such category; {root} holds {have or 'no folders, or does not exist'}")
     files = _list_files(folder)
     stats = [(str(p.relative_to(folder)), (s := p.stat()).st_size, s.st_mtime_ns) for f in files for p in f if p]
-    call = (folder, files, image_size, [_FORMAT, str(folder.resolve()), stats])
-    try:
-        read = joblib.Memory(cache, verbose=0).cache(_read, ignore=["folder", "files"])
-        found = read(*call)
-        if not isinstance(found, tuple) or found[2:] != (joblib.hash(found[:2], "sha1"),):
-            log.warning("%s: damaged, recreated", cache)
-            read.clear(warn=False)
-            found = read(*call)
-    except OSError as error:
-        log.warning("%s: resized copy not kept (%s)", cache, error)
-        found = _read(*call)
-    tensors = {"masks": None} | torch.load(io.BytesIO(found[1]))
-    return Category(name=folder.name, defects=tuple(p.parent.name for p in files[1]), **found[0], **tensors)
+    path = Path(cache or "") / f"{folder.name}-{digest([_FORMAT, str(folder.resolve()), image_size, stats])}.npz"
+    if not (found := load_arrays(path) if cache else {}):
+        found = _read(folder, files, image_size)
+        try:
+            if cache:
+                save_arrays(path, **found)
+        except OSError as error:
+            log.warning("%s: resized copy not kept (%s)", cache, error)
+    sha = str(found.pop("digest"))
+    fields = {k: tuple(v.tolist()) if v.dtype.kind in "Ui" else torch.from_numpy(v) for k, v in found.items()}
+    return Category(name=folder.name, digest=sha, **{"masks": None} | fields)
 
 
 def load_folder(folder: str | Path, category: Category) -> tuple[torch.Tensor, tuple[str, ...]]:
@@ -134,24 +132,24 @@ def list_images(folder: Path, nested: bool = False) -> list[Path]:
     return [p for p in entries if p.suffix.lower() in SUFFIXES and p.is_file()]
 
 
-def _read(folder: Path, files: tuple[list, ...], size: int, state: list) -> tuple[dict, bytes, str]:
-    """Names, tensors and a checksum of both: joblib has none, and tells one call from another by `size` and `state`."""
+def _read(folder: Path, files: tuple[list, ...], size: int) -> dict[str, np.ndarray]:
+    """The fields of a category but its name, as arrays; `masks` where there are some."""
     source_size, name = read_image(files[0][0]).size, folder.name
-    train_files, test_files = (tuple(p.relative_to(folder).as_posix() for p in paths) for paths in files[:2])
-    fields = {"train_files": train_files, "test_files": test_files, "source_size": source_size}
+    train_files, test_files = ([p.relative_to(folder).as_posix() for p in paths] for paths in files[:2])
     train, test = ([partial(read_image, p, "RGB", source_size) for p in paths] for paths in files[:2])
-    tensors = {"train": stack(train, size, f"{name}: training"), "test": stack(test, size, f"{name}: test")}
-    tensors["labels"] = torch.tensor([p.parent.name != "good" for p in files[1]], dtype=torch.bool)
+    found = {"train": stack(train, size, f"{name}: training"), "test": stack(test, size, f"{name}: test")}
+    found = {k: v.numpy() for k, v in found.items()}
+    found["labels"] = np.array([p.parent.name != "good" for p in files[1]], bool)
     if any(files[2]):
         masks = [partial(_read_mask, p, source_size) for p in files[2]]
-        tensors["masks"] = stack(masks, size, f"{name}: masks", Image.Resampling.NEAREST)[:, 0] > 127
+        found["masks"] = stack(masks, size, f"{name}: masks", Image.Resampling.NEAREST)[:, 0].numpy() > 127
     # the size is that of use, not of the files: a copy of that size holds the same images
-    sha = hashlib.sha256(json.dumps(fields | {"source_size": (size, size)}).encode())
-    for tensor in tensors.values():
-        sha.update(tensor.numpy())
-    torch.save(tensors, content := io.BytesIO())
-    found = {**fields, "digest": sha.hexdigest()}, content.getvalue()
-    return *found, joblib.hash(found, "sha1")
+    names = {"train_files": train_files, "test_files": test_files, "source_size": (size, size)}
+    sha = hashlib.sha256(json.dumps(names).encode())
+    for pixels in found.values():
+        sha.update(pixels)
+    names |= {"defects": [p.parent.name for p in files[1]], "digest": sha.hexdigest()}
+    return found | {k: np.array(v, str) for k, v in names.items()} | {"source_size": np.array(source_size)}
 
 
 def _read_mask(path: Path | None, source_size: tuple[int, int]) -> Image.Image:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from cplib import data, gde, train
 from cplib.augment.tasks import METHODS
 from cplib.config import Config, ConfigError
+from cplib.files import replace_bytes
 from cplib.localize import patch_maps, pixels
 from cplib.report import plots
 from cplib.runs import store
@@ -146,7 +147,7 @@ def _write(place: Path, folder: Path, images: Tensor, table: DataFrame, heat: np
     figure = plots.image_grid(list(rows.values()), list(rows), titles)
     figure.savefig(f"{place}.png", metadata={"Software": None})
     plots.plt.close(figure)
-    store.replace_bytes(Path(f"{place}.csv"), table.to_csv(index=False, float_format="%.4g").encode())
+    replace_bytes(Path(f"{place}.csv"), table.to_csv(index=False, float_format="%.4g").encode())
     above = sum(table["good_above"] == 0)
     log.info("%s.csv and .png: %d of %d images score above all good ones", place, above, len(table))
 

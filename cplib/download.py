@@ -1,4 +1,4 @@
-"""Downloads: `python -m cplib download mvtec|cifar10|mnist|weights`.
+"""Downloads: `python -m cplib download mvtec|cifar10|mnist`.
 
 MVTec AD (5.3 GB, unpacked as much again) comes by curl and resumes where it was cut, CIFAR-10 and MNIST (below 200 MB)
 by torchvision. A set is unpacked and checked in a hidden folder, which is renamed at the end.
@@ -12,10 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
-import safetensors.torch
 from torchvision import datasets
-
-from cplib import model
 
 # MVTec moves this share now and then (anomalib's issues 250, 3121, 3608; this one: 2026). Its checksum stays
 MVTEC_SHARE = "https://www.mydrive.ch/shares/150996/b52ecdcbf521176e9db9c731f2304b27/download/420938113-1629960298"
@@ -35,9 +32,7 @@ class DownloadError(RuntimeError):
     """A data set could not be fetched. The message names the address or file and says what to do."""
 
 
-def download(
-    name: str, root: Path | None = None, url: str = MVTEC_URL, sha256: str = MVTEC_SHA256, keep_archive: bool = False
-) -> Path:
+def download(name: str, root: Path | None = None, url: str = MVTEC_URL, sha256: str = MVTEC_SHA256) -> Path:
     """Fetch the data set "mvtec", "cifar10" or "mnist" unless it is present, and return its folder, `root/name`.
 
     `root` is by default $CUTPASTE_DATA, else `data`. `url` and `sha256` are of MVTec AD's archive; a file
@@ -59,23 +54,9 @@ def download(
         staging.rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    for path in [] if keep_archive else [archive] if name == "mvtec" else [*target.glob("*.tar.gz")]:
+    for path in [archive] if name == "mvtec" else [*target.glob("*.tar.gz")]:
         path.unlink()
     return target
-
-
-def weights(backbone: str, weights: str) -> Path | None:
-    """Download weights by timm to the file `weights`, unless present; if "pretrained", to timm's cache, then None."""
-    if weights == "none":
-        raise model.BackboneError("transfer.weights is none: there is nothing to download")
-    path = None if weights == "pretrained" else Path(weights).expanduser()
-    if path is None or not path.exists():
-        state = model.create_backbone(backbone, pretrained=True).state_dict()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, partial := f"{path}.partial")
-            Path(partial).replace(path)
-    return path
 
 
 def _fetch(url: str, sha256: str, archive: Path) -> None:

@@ -1,8 +1,8 @@
 """The network of stage 1: an encoder and a projection head (section A.1), ResNet-18 or pretrained (section 4.3)."""
 
-import logging
 import os
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -96,11 +96,11 @@ def build(
 
 
 def build_pretrained(backbone: str, weights: str, n_classes: int, seed: int, head_layers: int = 1) -> ProxyClassifier:
-    """EfficientNet of timm and a head of the seed; `weights`: a .safetensors file, "pretrained" or "none" (random)."""
-    path = weights_file(backbone, weights)  # before timm is imported: a missing file is told at once
+    """EfficientNet of timm and a head of the seed; `weights`: as for `weights_file`, "none": random."""
+    path = weights_file(backbone, weights)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # random weights are the same for all seeds, as real ones are
-        net = create_backbone(backbone, weights == "pretrained")
+        net = _create(backbone)
         if path is not None:
             _load(net, path, backbone)
         torch.default_generator.manual_seed(seed)
@@ -109,16 +109,30 @@ def build_pretrained(backbone: str, weights: str, n_classes: int, seed: int, hea
 
 
 def weights_file(backbone: str, weights: str) -> Path | None:
-    """File that `weights` names, searched as by `data.find` and in $CUTPASTE_WEIGHTS; None: "pretrained" or "none"."""
-    if weights in ("pretrained", "none"):
+    """File of pretrained weights; None for "none". It is `weights`, searched as by `data.find`, or for "pretrained"
+    that of the backbone in the folder weights/ or $CUTPASTE_WEIGHTS, or what timm downloads."""
+    if weights == "none":
         return None
-    path, shared = find(weights), Path(os.environ.get("CUTPASTE_WEIGHTS") or "$CUTPASTE_WEIGHTS").expanduser()
-    longer = [*shared.glob(f"{path.stem}_*{path.suffix}")]
-    for found in (path, shared / path.name, *(longer if len(longer) == 1 else ())):  # of several none is meant
-        if found.is_file():
-            return found
-    get = f"get it by `python -m cplib download weights`, or put weights of timm's {backbone} there"
-    raise WeightsMissingError(f"weights missing: no file {path.name}, looked in {path.parent} and {shared}; {get}")
+    places = [Path("weights"), Path(os.environ.get("CUTPASTE_WEIGHTS") or "weights").expanduser()]
+    stored = [file for place in places for file in sorted(place.glob(f"{backbone}*.safetensors"))]
+    path = find(weights) if weights != "pretrained" else stored[0] if stored else _download(backbone)
+    if not isinstance(path, Path) or not path.is_file():
+        get = f"put {backbone}.safetensors of timm into weights/ or $CUTPASTE_WEIGHTS"
+        raise WeightsMissingError(f"weights missing: {path}; {get}")
+    return path
+
+
+@cache
+def _download(backbone: str) -> Path | str:
+    """timm's weights from the hub, in its cache; or why there are none, which is found out once."""
+    import huggingface_hub  # here as timm, for only pretrained encoders need them
+    import timm
+
+    try:
+        repository = timm.get_pretrained_cfg(backbone).hf_hub_id
+        return Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
+    except Exception as error:  # noqa: BLE001 - the hub raises many kinds where there is no network
+        return f"no download of {backbone} ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
 
 
 def is_folded(path: Path | None) -> bool:
@@ -130,23 +144,13 @@ def is_folded(path: Path | None) -> bool:
     return bool(variances) and all((v == v.flatten()[0]).all() for v in variances)
 
 
-def create_backbone(name: str, pretrained: bool) -> nn.Module:
-    """EfficientNet of timm without classifier. A BackboneError says why there is none."""
-    try:
-        import timm  # here, for only pretrained encoders need it
-    except ImportError as error:
-        raise BackboneError(f"timm cannot be imported ({error}): pip install timm") from None
+def _create(name: str) -> nn.Module:
+    """EfficientNet of timm without classifier, with random weights. A BackboneError says why there is none."""
+    import timm
+
     if not timm.is_model(name):
         raise BackboneError(f"transfer.backbone {name!r}: timm has no such model")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each of its retries twice
-    try:
-        net = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    except Exception as error:  # noqa: BLE001 - the hub raises many kinds where there is no network
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if not pretrained:
-            raise BackboneError(f"transfer.backbone {name!r}: {reason}") from None
-        get = "run `python -m cplib download weights` with network, or name a .safetensors file in transfer.weights"
-        raise WeightsMissingError(f"weights missing: timm cannot download those of {name} ({reason}); {get}") from None
+    net = timm.create_model(name, num_classes=0)
     if not all(hasattr(net, part) for part in ("conv_stem", "bn1", "blocks", "conv_head", "bn2")):
         raise BackboneError(f"transfer.backbone {name!r}: not an EfficientNet, whose stages are the levels")
     return net

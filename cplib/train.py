@@ -16,8 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from cplib.augment import views
-from cplib.config import AugmentConfig, TrainConfig
 from cplib.model import ProxyClassifier
+from cplib.sections import AugmentConfig, TrainConfig
 
 log = logging.getLogger(__name__)
 

@@ -162,7 +162,7 @@ def test_all_classes_have_the_same_input_augmentation():
 def test_whole_batches_at_once_as_on_a_gpu(name, device, monkeypatch):
     images, here, there = (256 * noise(8, 64, 64)).byte(), seeded(0), seeded(0)
     expected, expected_labels = make_batch(images, TASKS[name], CONFIG, here)
-    monkeypatch.setattr(color, "chunks", lambda images: [slice(0, len(images))])
+    monkeypatch.setattr(color, "TOGETHER", {})
     batch, labels = make_batch(images.to(device), TASKS[name], CONFIG, there)
     assert batch.device.type == device and torch.equal(labels.cpu(), expected_labels)
     assert torch.equal(here.get_state(), there.get_state())  # the same draws

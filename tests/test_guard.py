@@ -77,10 +77,8 @@ def compute(folder: Path) -> dict[str, Any]:
     found = {"mean": float(spread.mean()), "auroc": pixels.auroc(spread, masks), "aupro": pixels.aupro(spread, masks)}
     out["pixels"] = {"shape": list(spread.shape), **found}
     net = model.build(3, 1).eval()
-    density = gradcam.density_score(gde.density("ledoit_wolf").fit(train.embed(net, x, BASE)["pool"].numpy()), CPU)
-    targets = {"density": density, "logit": gradcam.logit_score}
-    cams = {name: gradcam.maps(net, images(2, 64, 3), score) for name, score in targets.items()}
-    out["gradcam"] = {name: float(np.abs(cam).mean()) for name, cam in cams.items()}
+    density = gde.density("ledoit_wolf").fit(train.embed(net, x, BASE)["pool"].numpy())
+    out["gradcam"] = float(np.abs(gradcam.maps(net, images(2, 64, 3), density)).mean())
     out["synthetic"] = {}
     for kind in synthetic.KINDS:
         fillings = synthetic.Fillings("none", "none")

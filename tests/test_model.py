@@ -56,7 +56,7 @@ def weights(tmp_path, monkeypatch):
     pytest.importorskip("timm")
     own = build_pretrained(TINY, "none", 3, 0).encoder.state_dict()
     content = {k: v + 1 for k, v in own.items() if "num_batches" not in k}
-    path = tmp_path / "elsewhere/tiny_of_imagenet.safetensors"
+    path = tmp_path / f"elsewhere/{TINY}_of_imagenet.safetensors"
     path.parent.mkdir()
     safetensors.torch.save_file({**content, "classifier.bias": torch.zeros(9)}, path)
     return path, content
@@ -102,12 +102,12 @@ def test_weights_are_loaded_wherever_they_lie_and_the_head_is_of_the_seed(weight
     loaded = build_pretrained(TINY, str(path), 3, 0)
     assert not changed(content, loaded.encoder.state_dict())
     assert changed(state(loaded.head), build_pretrained(TINY, str(path), 3, 1).head.state_dict())
-    with pytest.raises(WeightsMissingError, match=r"no file tiny\.safetensors.*CUTPASTE_WEIGHTS"):
-        build_pretrained(TINY, "weights/tiny.safetensors", 3, 0)
+    with pytest.raises(WeightsMissingError, match=r"nowhere\.safetensors.*CUTPASTE_WEIGHTS"):
+        build_pretrained(TINY, "weights/nowhere.safetensors", 3, 0)
     monkeypatch.setenv("CUTPASTE_WEIGHTS", str(path.parent))
-    again = build_pretrained(TINY, "weights/tiny.safetensors", 3, 0)
+    again = build_pretrained(TINY, "pretrained", 3, 0)
     assert not changed(state(loaded), again.state_dict())
-    assert model.weights_file(TINY, "weights/tiny.safetensors") == path
+    assert model.weights_file(TINY, "pretrained") == path
 
 
 def test_weights_that_do_not_fit_are_told_by_their_tensors(weights):
@@ -124,18 +124,27 @@ def test_weights_that_do_not_fit_are_told_by_their_tensors(weights):
         build_pretrained(TINY, str(path), 3, 0)
 
 
-def test_a_backbone_that_will_not_do_and_a_download_that_fails_are_named(monkeypatch):
-    timm = pytest.importorskip("timm")
+def test_a_backbone_that_will_not_do_and_a_download_that_fails_are_named(weights, monkeypatch):
+    pytest.importorskip("timm")
+    monkeypatch.delenv("CUTPASTE_WEIGHTS", raising=False)
+    huggingface_hub, asked = pytest.importorskip("huggingface_hub"), []
     for name, message in (("efficientnet_b99", "timm has no such model"), ("test_resnet", "not an EfficientNet")):
         with pytest.raises(BackboneError, match=message):
             build_pretrained(name, "none", 3, 0)
 
     def offline(*args, **options):
+        asked.append(args)
         raise ConnectionError("no network\nand more lines")
 
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(WeightsMissingError, match=r"test_efficientnet \(no network\).*\.safetensors file"):
-        build_pretrained(TINY, "pretrained", 3, 0)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    for _ in range(2):
+        with pytest.raises(WeightsMissingError, match=r"test_efficientnet \(no network\).*\.safetensors"):
+            model.weights_file(TINY, "pretrained")
+    assert len(asked) == 1
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: weights[0])
+    model._download.cache_clear()
+    assert model.weights_file(TINY, "pretrained") == weights[0]
+    model._download.cache_clear()
 
 
 def test_weights_say_whether_their_batchnorm_is_folded(tmp_path):

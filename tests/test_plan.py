@@ -93,7 +93,7 @@ ALL = "all runs of a part"
         ({"one_class.train_images": 7}, {"one_class": ALL}),
         # of scoring
         ({"gde.densities": ["ledoit_wolf"]}, dict.fromkeys(("detection", "curve", "transfer", "sensitivity"), ALL)),
-        ({"gde.density": "kde"}, {"patches": 2, "synthetic": ALL, "recipes": ALL}),
+        ({"gde.density": "kde"}, {"synthetic": ALL, "recipes": ALL}),
         ({"localize.sigma": 2.0}, {"patches": 6}),
         ({"synthetic.per_image": 2}, {"synthetic": ALL}),
         ({"synthetic.area_ratio": [0.1, 0.2]}, {"synthetic": ALL}),

@@ -195,10 +195,9 @@ def test_localisation_shows_the_first_size_and_the_placement_of_its_category(stu
     study = study.changed({"localize.patch_sizes": [32, 16]})
 
     def result(run: Run) -> Result:
-        keys = [("density", "raw"), ("density", "relu"), ("logit", "raw")]
-        keys = keys if run.method == "gradcam" else [("", "per_location"), ("", "shared")]
+        keys = ("raw", "relu") if run.method == "gradcam" else ("per_location", "shared")
         low = 0.1 * (run.variant == "16px")
-        return Result([(*key, m, v / 10 - low) for v, key in enumerate(keys, 5) for m in ("pixel_auc", "aupro")])
+        return Result([("", key, m, v / 10 - low) for v, key in enumerate(keys, 5) for m in ("pixel_auc", "aupro")])
 
     write(study, "patches", result)
     shown = aucs.localization(study).set_index(["method", "category"])["auc"]

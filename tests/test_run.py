@@ -27,10 +27,10 @@ from cplib import __main__ as command_line
 from cplib import gde, train
 from cplib.config import Config, ConfigError
 from cplib.data import DataError
-from cplib.gde import DensityError
+from cplib.files import digest
 from cplib.runs import run as run_module
 from cplib.runs import store, trained
-from cplib.runs.plan import PARTS, digest, plan
+from cplib.runs.plan import PARTS, plan
 from cplib.runs.run import RunsFailedError, run_all
 from cplib.runs.trained import Trained
 
@@ -194,7 +194,7 @@ def spoil(name: str, content: Image.Image | bytes) -> Callable[[Path], object]:
     ("part", "change", "error", "told"),
     [
         ("detection", {"data.root": "/nowhere"}, DataError, "no such category"),
-        ("detection", {"gde.densities": ["ledoit_wolf", "knn"]}, DensityError, "knn"),
+        ("detection", {"gde.densities": ["ledoit_wolf", "knn"]}, ConfigError, "knn"),
         ("detection", {"methods": ["cutpast"], "shown": []}, ConfigError, "cutpast"),
         ("one_class", {"one_class.classes": ["ten"]}, DataError, "ten"),
         ("transfer", keep_one, DataError, "1 normal training image"),
@@ -246,8 +246,6 @@ def test_killed_at_random_moments_and_started_again_gives_the_same_results(confi
     killed = [run(tmp_path / "cut", duration * draw.uniform(0.05, 0.5)) for _ in range(6)]
     assert run(tmp_path / "cut") == 0 and -signal.SIGKILL in killed, (tmp_path / "cut/log").read_text()
     assert results(place=tmp_path / "cut") == results(place=tmp_path / "whole") != {}
-    auc = Path("results/tiny/auc.json")
-    assert (tmp_path / "cut" / auc).read_text() == (tmp_path / "whole" / auc).read_text()
 
 
 def killed(folder: Path, whole: Callable = run_module._do) -> Callable:
@@ -305,5 +303,5 @@ def test_processes_that_die_again_and_again_or_no_ray_are_an_error(study, monkey
     with pytest.raises(BrokenExecutor, match="SIGKILL"):
         do(study, "detection", jobs=2)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"pip install 'cplib\[cluster\]'"):
+    with pytest.raises(ImportError, match="ray"):
         do(study, "detection", ray=0)

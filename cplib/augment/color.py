@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+TOGETHER = {"cpu": 1}  # images that are jittered together: on a CPU the planes of one stay in the cache, elsewhere all
 
 
 class Jitter(NamedTuple):
@@ -29,16 +30,11 @@ def color_jitter_(images: Tensor, jitter: Jitter) -> Tensor:
     `adjust_contrast`, `adjust_saturation` and `adjust_hue` one after the other. Images are (n, 3, height, width), float
     in [0, 1], contiguous."""
     blends, hue = blend_weights(jitter), jitter.factors[:, HUE]
-    for rows in chunks(images):
+    step = TOGETHER.get(images.device.type, len(images))
+    for rows in (slice(i, i + step) for i in range(0, len(images), step)):
         pixels = images[rows].flatten(2).transpose(0, 1)
         jitter_pixels_(pixels, blends[..., rows], hue[rows], lambda v: v[:, None], lambda plane: plane.mean(1))
     return images
-
-
-def chunks(images: Tensor) -> list[slice]:
-    """On a CPU one image at a time: its planes stay in the cache through all operations."""
-    n = len(images)
-    return [slice(i, i + 1) for i in range(n)] if images.device.type == "cpu" else [slice(0, n)]
 
 
 def blend_weights(jitter: Jitter) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from cplib.augment.color import HUE, Jitter, blend_weights, jitter_pixels_
-from cplib.config import AugmentConfig
+from cplib.sections import AugmentConfig
 
 REFERENCE_SIZE = 256  # pixels; the image size for which the paper gives the lengths of the scar
 

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from cplib.augment.color import color_jitter_, draw_jitter
 from cplib.augment.patches import Patches, draw_rectangles, draw_scars, fill_, paste_
-from cplib.config import AugmentConfig, Names
+from cplib.sections import AugmentConfig, Names
 
 View = Callable[[Tensor, AugmentConfig, Generator], Tensor]  # changes images in place, returns the mask of the changes
 Draw = Callable[[int, tuple[int, int], AugmentConfig, Generator], Patches]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cplib import gde
-from cplib.config import TrainConfig
 from cplib.gde import DensityError
 from cplib.model import STEMS
+from cplib.sections import TrainConfig
 from cplib.train import float32, layout
 
 WIDTH = 512  # of the embeddings of a ResNet-18
@@ -24,11 +24,6 @@ _MOST_PATCHES = 50_000  # that a shared density is fitted to, a hundred for each
 _LEAST_VARIANCE = 1e-12  # as cplib.gde: keeps the inverse where all embeddings are equal
 _BLOCK_BYTES = 128 * 2**20  # of float64 numbers at a time, where there is a Gaussian per location
 CHUNK_BYTES = 512 * 2**20  # of embeddings of test images that are scored together
-
-
-def grid_side(image_size: int, patch_size: int, stride: int) -> int:
-    """Number of patches along a side of the image: 49 for 64 px, 57 for 32 px, both at stride 4 of 256 px."""
-    return (image_size - patch_size) // stride + 1
 
 
 @torch.inference_mode()
@@ -40,7 +35,7 @@ def unit_patches(net: nn.Module, images: Tensor, patch_size: int, stride: int, c
     alone, as in training. Convolving the image once would be cheaper, but pads nowhere inside it. The precision is
     always float32: bfloat16 hides differences between patches from untrained networks, and so flattered ours.
     """
-    side = grid_side(images.shape[-1], patch_size, stride)
+    side = (images.shape[-1] - patch_size) // stride + 1
     # batches of nearly equal size: kernels are prepared for each new shape
     count = math.ceil(side**2 / _batch_size(patch_size, config.stem, images.device))
     batches = torch.arange(side**2, device=images.device).chunk(count)

@@ -107,7 +107,7 @@ def localization_metrics(config: Config) -> pd.DataFrame:
     """Metrics of all runs of localisation: columns method (cutpaste_3way: the patch model; untrained; gradcam),
     category, patch_size in pixels (0 for GradCAM), density (placement), seed, made_on, pixel_auc, aupro, image_auc."""
     table, local, measures = store.read(config, "patches"), config.localize, ["pixel_auc", "aupro", "auc"]
-    is_shown = (table["feature"] == local.cam_target) & (table["density"] == ("relu" if local.cam_relu else "raw"))
+    is_shown = table["density"] == ("relu" if local.cam_relu else "raw")
     table = table[table["metric"].isin(measures) & ((table["method"] != GRADCAM) | is_shown)]
     index = ["method", "category", "variant", "density", "seed", "made_on"]
     wide = 100 * table.pivot(index=index, columns="metric", values="value").reindex(columns=measures)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from cplib.config import Config
+from cplib.files import replace_bytes
 from cplib.report import aucs, sensitivity, stats, tables
 from cplib.report.stats import NOT_RUN, VERDICTS  # noqa: F401 - read by notebooks
 from cplib.report.tables import PRETRAINED, UNKNOWN
@@ -159,7 +160,7 @@ def cells(rows: pd.DataFrame) -> pd.DataFrame:
 def write(config: Config) -> tuple[Path, pd.DataFrame]:
     """Write results/<study>/claims.csv; returns its path and the rows."""
     path, table = store.study_folder(config) / "claims.csv", evaluate(config)
-    store.replace_bytes(path, table.to_csv(index=False, float_format="%.4f").encode())
+    replace_bytes(path, table.to_csv(index=False, float_format="%.4f").encode())
     return path, table
 
 

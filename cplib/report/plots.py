@@ -71,19 +71,6 @@ def image_grid(rows: Sequence, row_labels: Sequence[str] = (), titles: Sequence 
     return figure
 
 
-def category_examples(images: Any) -> Figure:
-    """Normal training images of a `data.Category`, then test images of each kind of defect, the masks outlined."""
-    per_kind = 6
-    chosen = np.linspace(0, len(images.train) - 1, min(per_kind, len(images.train))).astype(int)
-    rows, labels, masks = [images.train[chosen]], ["normal (train)"], [[None] * len(chosen)]
-    for defect in sorted(set(images.defects) - {"good"}):
-        found = [i for i, d in enumerate(images.defects) if d == defect][:per_kind]
-        rows.append(images.test[found])
-        masks.append([None] * len(found) if images.masks is None else images.masks[found])
-        labels.append(defect)
-    return image_grid(rows, labels, masks=masks)
-
-
 def auc_by_method(table: pd.DataFrame, methods: Sequence[str], ylabel: str = "image AUC (%)") -> Figure:
     """AUC of each method, a panel per category or average: ours with standard error (open: one seed, which
     tells none), the paper's value, and the untrained control as a line."""

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cplib.config import Config
+from cplib.files import replace_bytes
 from cplib.report import stats
 from cplib.runs import store
 
@@ -119,8 +120,8 @@ def to_markdown(cells: pd.DataFrame) -> str:
 def save(table: pd.DataFrame, cells: pd.DataFrame, config: Config, name: str) -> None:
     """Write results/<study>/tables/<name>.csv, numbers in full, and .md, cells as shown."""
     folder = store.study_folder(config) / "tables"
-    store.replace_bytes(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.4f").encode())
-    store.replace_bytes(folder / f"{name}.md", f"{to_markdown(cells)}\n".encode())
+    replace_bytes(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.4f").encode())
+    replace_bytes(folder / f"{name}.md", f"{to_markdown(cells)}\n".encode())
 
 
 def compare(found: pd.DataFrame, config: Config, better: str, worse: str, *tables: str) -> dict[str, Any]:

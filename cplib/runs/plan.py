@@ -15,8 +15,6 @@
 Runs that share a training share its weights: it is done once. Tables are read without torch, so none is needed here.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -24,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from cplib.augment.tasks import METHODS, UNTRAINED
-from cplib.config import AugmentConfig, Config, ConfigError, LocalizeConfig, OneClassConfig, OwnTraining, TrainConfig
+from cplib.config import Config, ConfigError
+from cplib.files import digest
+from cplib.sections import AugmentConfig, LocalizeConfig, OneClassConfig, OwnTraining, TrainConfig
 
 # Raise it in a change after which the same parameters train, score or draw something else. A test with stored
 # numbers (tests/test_guard.py) fails where that was forgotten.
@@ -112,11 +112,6 @@ class Run:
         return f"{self.part} {self.method} on {self.category}{variant} seed {self.seed}"
 
 
-def digest(plain: Any) -> str:
-    """16 hexadecimal digits of the SHA-256 of something that JSON can hold."""
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 def plan(config: Config, parts: Iterable[str] = ()) -> list[Run]:
     """Runs of some parts of a study, by default of all, the more telling first. ConfigError if one is impossible."""
     return [run for part in parts or PARTS for run in _MAKERS[part](config)]
@@ -169,7 +164,7 @@ def _patches(config: Config) -> Iterator[Run]:
         seeds = range(local.seeds if size == local.patch_sizes[0] else local.compare_seeds)
         for seed, category, method in product(seeds, local.categories, (THREE_WAY, UNTRAINED)):
             yield _run(config, "patches", (method, category, f"{size}px", seed), "maps", scoring, **own)
-    scoring = {"density": config.gde.density, "image_size": local.image_size}
+    scoring = {"density": "ledoit_wolf", "image_size": local.image_size}
     for category in local.categories:
         for seed in range(min(config.n_seeds(THREE_WAY, category), local.seeds)):
             yield _run(config, "patches", (GRADCAM, category, "", seed), "gradcam", scoring, task=THREE_WAY)
@@ -201,12 +196,11 @@ def _recipes(config: Config) -> Iterator[Run]:
 def sensitivity_values(config: Config) -> Iterator[tuple[str, Any, Config, bool]]:
     """Factor, value, the parameters with it, and whether it is the default, of all factors of `sensitivity`. A
     ConfigError names a list that lacks the default, or a value that no run can use."""
-    base = config.replace(data=config.data.replace(image_size=config.sensitivity.image_size or config.data.image_size))
     for factor, change in FACTORS.items():
         found = []
         for value in getattr(config.sensitivity, factor):
             try:
-                changed = base.changed(change(config, value))
+                changed = config.changed(change(config, value))
             except ConfigError as error:
                 raise ConfigError(f"sensitivity.{factor}: {value!r}: {error}") from None
             is_default = (changed.train, changed.augment) == (config.train, config.augment)

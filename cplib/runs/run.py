@@ -3,6 +3,10 @@
 import importlib.util
 import logging
 import os
+import platform
+import resource
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +18,11 @@ from pathlib import Path
 import joblib
 import torch
 
-from cplib import data, gde, machine, model, train
+from cplib import data, gde, model, train
 from cplib.config import Config, ConfigError
+from cplib.files import digest
 from cplib.runs import scorers, store
-from cplib.runs.plan import Run, digest
+from cplib.runs.plan import Run
 from cplib.runs.store import Result
 from cplib.runs.trained import Trained
 
@@ -68,7 +73,6 @@ def run_all(config: Config, runs: Sequence[Run], jobs: int = 1, arrays: bool = F
         cost, passed = cost + sum(t.cost() for t in {run.training for run, _ in done}), time.monotonic() - started
         left = f", about {passed * (total / cost - 1) / 60:.0f} min left" if cost else ""
         log.info("%d of %d runs done after %d min %02d s%s", count, len(todo), *divmod(int(passed), 60), left)
-    store.write_summary(config)
     if failures:
         raise RunsFailedError(f"{len(failures)} of {len(todo)} runs failed: " + "; ".join(failures))
 
@@ -94,10 +98,8 @@ def _by_ray(gpus: float) -> tuple[torch.device, Callable[..., Iterator[list]]]:
 
     Not by `ray.util.joblib`: it has no results before the end, and deals runs out in turn, also to busy processes.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError("Ray is missing: pip install 'cplib[cluster]'") from None
+    import ray  # of cplib[cluster]
+
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     gpus = gpus if "GPU" in ray.cluster_resources() else 0
@@ -122,8 +124,6 @@ def _todo(config: Config, runs: Sequence[Run], arrays: bool, device: torch.devic
     valid, todo, absent = store.valid(study, runs), [], {}
     for run in runs:
         trained = Trained(run.training, study, config.data.cache, device)
-        for name in run.scoring.get("densities", []) if run.scorer == "density" else []:
-            gde.density(name)
         try:
             package = _PACKAGES.get(run.scorer) or ("timm" if run.part == "transfer" else "torch")
             if importlib.util.find_spec(package) is None:
@@ -156,8 +156,21 @@ def _do(group: list[Run], config: Config, device: torch.device, folder: Path) ->
             try:
                 found = scorers.SCORERS[run.scorer](run, trained)
                 found.data, found.made_on = scorers.data_digest(run, trained), trained.made_on
-                found.machine = {"seconds": round(clock() - started, 1), **machine.facts(device)}
+                found.machine = {"seconds": round(clock() - started, 1), **facts(device)}
             except ERRORS as error:
                 found = error
             done.append((run, found))
     return done
+
+
+def facts(device: torch.device) -> dict[str, str | int]:
+    """What a run notes beside its numbers: device, torch, commit ("" without git), peak_memory_mib."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    info = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    model = info.partition("model name")[2].partition("\n")[0].strip("\t: ") or platform.machine()
+    name = f"{model}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
+    describe = "git describe --always --dirty --abbrev=12"  # by a shell: it says nothing where there is no git
+    git = subprocess.run(describe, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return {"device": name, "torch": torch.__version__, "commit": git.stdout.strip(), "peak_memory_mib": peak >> 20}

@@ -11,12 +11,14 @@ from sklearn.metrics import roc_auc_score
 
 from cplib import data, gde, model, synthetic, train
 from cplib.augment import views
-from cplib.config import AugmentConfig, ConfigError
+from cplib.config import ConfigError
+from cplib.files import load_arrays, save_arrays
 from cplib.localize import patch_maps, pixels
 from cplib.runs import representation
 from cplib.runs.plan import RESNET18, Run
 from cplib.runs.store import Result
-from cplib.runs.trained import Trained, load_arrays, save_arrays
+from cplib.runs.trained import Trained
+from cplib.sections import AugmentConfig
 
 _DRAWS = 2  # augmented views of each held-out image, as there are few
 
@@ -67,24 +69,18 @@ def _maps(run: Run, trained: Trained) -> Result:
 
 
 def _gradcam(run: Run, trained: Trained) -> Result:
-    """Pixel AUC and AUPRO of GradCAM, by its target (feature) and with or without its ReLU (density). The target is the
-    score of a density, if it is a Gaussian, or the logit of the classes."""
+    """Pixel AUC and AUPRO of GradCAM of the score of a density, with or without its ReLU."""
     masks, path, result = trained.masks(run), trained.maps_path(run), Result([])
     if not (found := load_arrays(path)):
         from cplib.localize import gradcam  # captum is an optional package
 
-        scores, fitted = {"logit": gradcam.logit_score}, gde.density(run.scoring["density"])
-        if isinstance(fitted, gde.GaussianDensity):
-            fitted.fit(trained.embed(trained.images.train))
-            scores["density"] = gradcam.density_score(fitted, trained.device)
-        test = trained.images.test.to(trained.device)
-        found = {name: gradcam.maps(trained.network, test, score) for name, score in scores.items()}
+        density = gde.density(run.scoring["density"]).fit(trained.embed(trained.images.train))
+        found = {"raw": gradcam.maps(trained.network, trained.images.test.to(trained.device), density)}
         save_arrays(path, **found)
-    for target, cam in found.items():
-        for name, values in (("raw", cam), ("relu", cam.clip(0))):
-            spread = pixels.resized(values, masks.shape[1])
-            result.metrics.append((target, name, "pixel_auc", pixels.auroc(spread, masks)))
-            result.metrics.append((target, name, "aupro", pixels.aupro(spread, masks)))
+    for name, values in (("raw", found["raw"]), ("relu", found["raw"].clip(0))):
+        spread = pixels.resized(values, masks.shape[1])
+        measures = {"pixel_auc": pixels.auroc(spread, masks), "aupro": pixels.aupro(spread, masks)}
+        result.metrics += [("", name, metric, value) for metric, value in measures.items()]
     return result
 
 

@@ -5,8 +5,6 @@ was made). Results of another device or precision stay valid, and tables mark av
 also compares the digest of the images. Files are replaced as a whole, under a lock: several processes may write.
 """
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ import pandas as pd
 from filelock import FileLock
 
 from cplib.config import Config
+from cplib.files import replace_bytes
 from cplib.runs.plan import Run, plan
 
 ID = ["method", "category", "variant", "seed"]
@@ -53,14 +52,6 @@ class Result:
 def study_folder(config: Config) -> Path:
     """Folder of a study's results, relative to the repository."""
     return Path("results") / config.study
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file as a whole: one of this name is always complete, whenever the process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def write(study: Path, part: str, results: Iterable[tuple[Run, Result]]) -> None:
@@ -127,11 +118,3 @@ def _load(folder: Path, kind: str) -> pd.DataFrame:
 
 def _ids(table: pd.DataFrame) -> list[tuple]:
     return list(table[ID].itertuples(index=False, name=None))
-
-
-def write_summary(config: Config) -> None:
-    """Write results/<study>/auc.json, the mean AUC of each run of Table 1, for `dvc exp show`."""
-    table = read(config, "detection").query("metric == 'auc' and density == @config.gde.density")
-    means = table.pivot_table(index="method", columns="category", values="value").round(6)
-    summary = {method: row.dropna().to_dict() for method, row in means.iterrows()}
-    replace_bytes(study_folder(config) / "auc.json", (json.dumps(summary, indent=1) + "\n").encode())

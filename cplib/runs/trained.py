@@ -1,9 +1,7 @@
 """A training with what it leaves: images, network, embeddings, maps; each made when first asked for."""
 
-import io
 import json
 import logging
-import zipfile
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from hashlib import file_digest
@@ -14,8 +12,8 @@ import numpy as np
 import torch
 
 from cplib import classes, data, model, train
-from cplib.runs.plan import RESNET18, Run, Training, digest
-from cplib.runs.store import replace_bytes
+from cplib.files import digest, load_arrays, save_arrays
+from cplib.runs.plan import RESNET18, Run, Training
 
 log = logging.getLogger(__name__)
 
@@ -140,9 +138,8 @@ class Trained:
         """Masks (m, size, size) bool of the test images, at the size of the patch model; DataError without any."""
         images = self.images_at(run.scoring.get("image_size", run.training.image_size))
         if images.masks is None or not images.masks.any():
-            folder = data.find(run.training.source) / images.name / "ground_truth"
-            advice = "(maps need none: python -m cplib detect --method patch_model)"
-            raise data.DataError(f"{folder}: no masks; leave {images.name} out of localize.categories {advice}")
+            advice = f"leave {images.name} out of localize.categories (python -m cplib detect maps without masks)"
+            raise data.DataError(f"{data.find(run.training.source) / images.name / 'ground_truth'}: no masks; {advice}")
         return images.masks.numpy()
 
 
@@ -161,22 +158,3 @@ def _images(source: str, category: str, size: int, limits: tuple[int, int] | Non
 def _file_digest(path: Path, mtime: int) -> str:
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()[:8]
-
-
-def save_arrays(path: Path, **arrays: Any) -> None:
-    """Write arrays and texts by name."""
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    replace_bytes(path, content.getvalue())
-
-
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of a file by name; none where it is missing or damaged."""
-    try:
-        with np.load(path) as file:
-            return dict(file)
-    except FileNotFoundError:
-        return {}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        log.warning("%s: damaged, recreated (%s)", path, error)
-        return {}

@@ -9,7 +9,8 @@ from statistics import median
 import pandas as pd
 import pytest
 
-from cplib import machine, train
+from cplib import train
+from cplib.runs.run import facts
 
 RESULTS = Path(__file__).parents[2] / "results/benchmarks.md"
 ANSWERS = pytest.StashKey[list[dict[str, str | float]]]()
@@ -52,5 +53,5 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     head = "Medians of seconds and of the ratios within a round; ratio = theirs / ours, above 1 where ours is faster."
     terminalreporter.section("benchmarks")
     terminalreporter.write_line(f"{head}\n{table.to_string(index=False)}")
-    device = machine.facts(train.default_device())["device"]
+    device = facts(train.default_device())["device"]
     RESULTS.write_text(f"`make benchmark` on {device}. {head}\n\n{table.to_markdown(index=False)}\n")

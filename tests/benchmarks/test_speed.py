@@ -82,7 +82,7 @@ def test_precision_and_layout(compare):
 @pytest.mark.parametrize("name", patch_maps.PLACEMENTS)
 def test_dense_scoring(compare, name):
     """From uint8 images of 256 px to maps of pixels, patches of 64 px, stride 8, densities of 60 normal images."""
-    config, images, side = TRAIN.replace(stem="3x3_stride2"), smooth_images(3, 256), patch_maps.grid_side(256, 64, 8)
+    config, images, side = TRAIN.replace(stem="3x3_stride2"), smooth_images(3, 256), 25
     net = model.build(3, 0, stem=config.stem).to(memory_format=torch.channels_last).eval()
     normal = torch.randn(60, side, side, 512, generator=torch.Generator().manual_seed(0)) + 5
     density = patch_maps.PLACEMENTS[name]().fit(patch_maps.unit_length(normal))
