@@ -113,6 +113,8 @@ def test_tables_hold_ours_and_the_paper(study):
     assert table.loc[("gradcam", "all"), "paper"] == 88.3 and table.loc[("untrained", "weave"), "mean"] > 0
     table = pd.read_csv(tables / "table3_transfer.csv").set_index(["method", "group"])
     assert table.loc[("pool_finetuned", "all"), "paper"] == 96.6
+    notebook = (study / "results/tiny/notebooks/table1_detection.ipynb").read_text()
+    assert "test_efficientnet, images of 32 px" in notebook, "the ImageNet control beside columns of another size"
     verdicts = pd.read_csv(study / "results/tiny/claims.csv").set_index("claim")["verdict"]
     assert verdicts["CutPaste beats rotation prediction"] == "not run"
     assert not (verdicts[["patch maps beat GradCAM", "3-way beats Cutout on synthetic defects"]] == "not run").any()

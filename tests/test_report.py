@@ -251,5 +251,11 @@ def test_a_table_shows_ours_over_the_paper_and_is_kept_with_full_numbers(study):
     np.testing.assert_allclose(kept["mean"], table["mean"], atol=1e-4)
     lines = Path("results/tiny/tables/name.md").read_text().splitlines()
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == len(cells) + 2
-    path = plots.save(plots.auc_by_method(table, list(METHODS)), study, "name")
-    assert path.stat().st_size > 5000
+    figure, found = plots.auc_by_method(table, list(METHODS)), table.set_index(["group", "method"])
+    assert plots.save(figure, study, "name").stat().st_size > 5000
+    for axis, group in zip(figure.axes, dict.fromkeys(table["group"]), strict=True):
+        bars = {round(y[0, 0]): np.ptp(y[:, 1]) / 2 for c in axis.containers for y in c.lines[2][0].get_segments()}
+        names = [label.get_text() for label in axis.get_xticklabels()]
+        for x, half in bars.items():
+            assert half == pytest.approx(found.loc[(group, names[x]), "stderr"], nan_ok=True)
+        assert len(bars) == len(names) > 1, "error bars are standard errors"
