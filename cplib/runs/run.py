@@ -98,7 +98,7 @@ def _by_ray(gpus: float) -> tuple[torch.device, Callable[..., Iterator[list]]]:
 
     Not by `ray.util.joblib`: it has no results before the end, and deals runs out in turn, also to busy processes.
     """
-    import ray  # of cplib[cluster]
+    import ray  # pip install '.[cluster]'
 
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
