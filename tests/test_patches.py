@@ -15,7 +15,8 @@ from torch import Tensor
 
 from cplib.augment.color import Jitter, color_jitter_, draw_jitter
 from cplib.augment.patches import Patches, draw_rectangles, draw_scars, fill_, paste_
-from cplib.config import AugmentConfig, load
+from cplib.config import load
+from cplib.sections import AugmentConfig
 
 CONFIG = load(Path(__file__).parents[1] / "params/paper.yaml").augment
 SEEDS = st.integers(0, 2**32 - 1)

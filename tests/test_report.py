@@ -149,6 +149,11 @@ def test_an_undecided_claim_says_how_many_more_seeds_would_decide_it(study):
         margin = scipy_stats.t.ppf(0.975, seeds - 1) * row["stderr"] * np.sqrt(3 / seeds)
         assert (margin < row["paper"] / 2) == is_enough
     assert row["core_hours"] == pytest.approx(2 * row["more_seeds"]), "two methods on two categories, half an hour each"
+    study = study.changed({"methods": ["cutout", "cutpaste_3way"], "synthetic.seeds": 3})
+    for part in ("detection", "synthetic"):
+        write(study, part, result)
+    row = claims.evaluate(study, ["Table 6"]).iloc[0]
+    assert row["core_hours"] == pytest.approx(2 * row["more_seeds"]) and row["more_seeds"] > 0, "of these trainings"
 
 
 def test_means_over_precisions_are_marked(study):

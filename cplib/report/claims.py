@@ -30,7 +30,7 @@ _SEEDS, _IMAGES = "seeds", "test images"
 
 def _methods(config: Config, better: str, worse: str, table: str = "table1", *others: str) -> dict[str, Any]:
     """AUC of one method less that of another, on the average over the categories of a table of the paper."""
-    part, found, trained = "detection", None, (better, worse)
+    part, found, trained, study = "detection", None, (better, worse), config
     if table == "table2":  # pixel AUC, with densities placed as section 4.2 chooses
         part, found = "patches", aucs.localization(config)
         config = config.replace(categories=config.localize.categories)
@@ -46,7 +46,7 @@ def _methods(config: Config, better: str, worse: str, table: str = "table1", *ot
     effect = tables.compare(found, config, better, worse, table, *others)
     if better == aucs.ENSEMBLE or better.endswith(PRETRAINED):
         effect |= _over_images(config, part, better, worse)
-    return {"interval": _SEEDS, "core_hours": aucs.core_hours(config, part, *trained), **effect}
+    return {"interval": _SEEDS, "core_hours": aucs.core_hours(study, part, *trained), **effect}
 
 
 def _over_images(config: Config, part: str, better: str, worse: str) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from torch import Tensor
 from cplib import model, train
 from cplib.augment import views
 from cplib.augment.tasks import TASKS
-from cplib.config import TrainConfig, load
+from cplib.config import load
 from cplib.localize import patch_maps, pixels
+from cplib.sections import TrainConfig
 
 TRAIN = load(Path(__file__).parents[2] / "params/paper.yaml").train
 TASK = TASKS["cutpaste_3way"]
