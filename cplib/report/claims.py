@@ -149,11 +149,10 @@ def cells(rows: pd.DataFrame) -> pd.DataFrame:
     found["above 0 in"] = rows["categories"]
     over = [f"{n:.0f} {text}" if text == _SEEDS else text for n, text in zip(rows["n"], rows["interval"], strict=True)]
     found["interval over"], found["verdict"] = over, rows["verdict"]
-    most = stats.MOST_SEEDS / 2
-    found["would decide"] = [
-        "" if pd.isna(n) else f"over {most:.0f} more seeds" if n > most else f"{n:.0f} more seeds, {h:.1f} core-hours"
-        for n, h in zip(rows["more_seeds"], rows["core_hours"], strict=True)
-    ]
+    costs = [f"{n:.0f} more seeds, {h:.1f} core-hours" for n, h in rows[["more_seeds", "core_hours"]].to_numpy()]
+    found["would decide"] = pd.Series(costs, rows.index).where(rows["more_seeds"].notna(), "")
+    found.loc[rows["more_seeds"] == 0, "would decide"] = "the interval is as narrow as that"
+    found.loc[rows["more_seeds"] > stats.MOST_SEEDS / 2, "would decide"] = "hundreds of seeds"
     return found
 
 

@@ -32,7 +32,7 @@ def save(figure: Figure, config: Config, name: str, dpi: int | None = None) -> P
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi, metadata={"Software": None})
     if dpi:  # 256 colours do, and take a third of the bytes
-        Image.open(path).convert("RGB").quantize(256).save(path)
+        Image.open(path).convert("RGB").quantize(256, kmeans=2).save(path)  # without means rare hot colours go astray
     return path
 
 
