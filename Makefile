@@ -29,7 +29,7 @@ setup: $(READY)  ## Virtual environment with the locked packages
 	@test -e .git || dvc config --local core.no_scm true  # an archive has no .git, and DVC asks for it
 
 # The demo's results are committed, but its weights are not: on a machine without them the demo is trained anew. Then the
-# notebooks, of which none waits for another, are executed side by side. DVC's hints go to its standard output, which is
+# notebooks, of which none waits for another, are executed side by side, each on one thread. DVC's hints go to its standard output, which is
 # dropped; what a reader needs goes to standard error. A stage that fails leaves its log in build/logs.
 repro: setup  ## Train and show the study of params.yaml (by default the demo, from nothing); goes on where it stopped
 	@if [ -n "$$CUTPASTE_DATA" ]; then for d in "$$CUTPASTE_DATA"/*/; do \
@@ -39,7 +39,7 @@ repro: setup  ## Train and show the study of params.yaml (by default the demo, f
 	@rm -rf build/logs && mkdir -p build/logs
 	@started=$$SECONDS; study=$$(sed -nE 's/^study: *([^ ]*).*/\1/p' params.yaml); \
 	{ dvc repro runs clean 2>&1 >/dev/null | tee -i build/logs/runs.log >&2 && rm build/logs/runs.log && \
-	dvc stage list --name-only | grep @ | xargs -P "$$(nproc)" -n 4 sh -c \
+	dvc stage list --name-only | grep @ | OMP_NUM_THREADS=1 xargs -P "$$(nproc)" -n 4 sh -c \
 	    'dvc --wait-for-lock repro -s -k "$$@" || exit 1' sh && \
 	dvc repro; } >/dev/null || \
 	{ ls build/logs | sed -E 's|(.*)\.log|\1 failed: see build/logs/&. Once it is mended, `make repro` goes on|' | grep . >&2 || \
