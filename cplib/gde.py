@@ -9,7 +9,7 @@ All work on embeddings of length 1, as the authors' earlier public code does. Th
 regularisation, which decides the result where there are fewer images than dimensions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import numpy as np
@@ -18,6 +18,8 @@ from sklearn.covariance import EmpiricalCovariance, LedoitWolf
 from sklearn.model_selection import KFold
 from sklearn.neighbors import KernelDensity
 from sklearn.utils import check_array
+
+from cplib.sections import JITTERED
 
 RIDGE = 1e-6
 
@@ -92,15 +94,17 @@ DENSITIES: dict[str, Callable[[], Density]] = {
 
 
 def density(name: str) -> Density:
-    """A new density by its name in `DENSITIES`."""
-    return DENSITIES[name]()
+    """A new density by its name in `DENSITIES`, with or without `JITTERED`, which says what to fit it to."""
+    return DENSITIES[name.removesuffix(JITTERED)]()
 
 
-def held_out_log_density(name: str, embeddings: np.ndarray) -> float:
-    """Mean log-density of normal images that the density was not fitted to, by cross-validation in five folds.
+def held_out_log_density(name: str, embeddings: np.ndarray, copies: Sequence[np.ndarray] = ()) -> float:
+    """Mean log-density of normal images that the density was not fitted to, by cross-validation in five folds. `copies`
+    of the embeddings (n, d), row by row of the same images, are fitted to as well.
 
     It compares densities on training images alone: the one that is higher describes normal images better.
     """
     folds = KFold(min(5, len(embeddings)), shuffle=True, random_state=0).split(embeddings)
-    logs = [density(name).fit(embeddings[a]).log_density(embeddings[b]) for a, b in folds]
+    fitted = ((density(name).fit(np.concatenate([x[a] for x in (embeddings, *copies)])), b) for a, b in folds)
+    logs = [found.log_density(embeddings[b]) for found, b in fitted]
     return float(np.concatenate(logs).mean())

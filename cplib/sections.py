@@ -25,7 +25,8 @@ ImageSize = Annotated[int, Field(ge=32, le=1024)]  # pixels
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=0.5)]
 Names = tuple[str, ...]
-Density = Literal["ledoit_wolf", "ridge", "kde"]  # of `gde.DENSITIES`
+Density = Literal["ledoit_wolf", "ledoit_wolf_jittered", "ridge", "kde"]  # of `gde.DENSITIES`
+JITTERED = "_jittered"  # ends the name of a density that is also fitted to a copy of each image with colour jitter
 Densities = Annotated[tuple[Density, ...], Field(min_length=1)]
 
 

@@ -64,6 +64,7 @@ def test_every_preset_has_a_plan(name, request):
 
 
 ALL = "all runs of a part"
+GDE = ("detection", "curve", "transfer", "sensitivity")  # parts whose densities are those of gde.densities
 
 
 @pytest.mark.parametrize(
@@ -92,8 +93,9 @@ ALL = "all runs of a part"
         ),
         ({"one_class.train_images": 7}, {"one_class": ALL}),
         # of scoring
-        ({"gde.densities": ["ledoit_wolf"]}, dict.fromkeys(("detection", "curve", "transfer", "sensitivity"), ALL)),
-        ({"gde.density": "kde"}, {"synthetic": ALL, "recipes": ALL}),
+        ({"gde.densities": ["ledoit_wolf"]}, dict.fromkeys(GDE, ALL)),
+        ({"gde.density": "kde"}, {"synthetic": ALL}),
+        ({"gde.densities": ["ledoit_wolf", "ledoit_wolf_jittered", "ridge", "kde"]}, dict.fromkeys(GDE, ALL)),
         ({"localize.sigma": 2.0}, {"patches": 6}),
         ({"synthetic.per_image": 2}, {"synthetic": ALL}),
         ({"synthetic.area_ratio": [0.1, 0.2]}, {"synthetic": ALL}),

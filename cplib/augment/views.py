@@ -121,6 +121,13 @@ VIEWS: dict[str, View] = {
 }
 
 
+def on_crops(config: AugmentConfig, size: int, crop: int) -> AugmentConfig:
+    """Parameters for crops of images of a size. Scars scale with what they are pasted on: here they are enlarged, so
+    that on the crop they have the pixels that they have on the image. Without a crop, 0, nothing changes."""
+    lengths = {k: getattr(config, k) for k in ("scar_width", "scar_length")}
+    return config.replace(**{k: tuple(v * size / (crop or size) for v in span) for k, span in lengths.items()})
+
+
 def make_batch(
     images: Tensor, task: Names, config: AugmentConfig, generator: Generator, crop: int = 0, place: str = "uniform"
 ) -> tuple[Tensor, Tensor]:
@@ -131,9 +138,7 @@ def make_batch(
     float32 in [0, 1], class after class, and (classes * n,) labels.
     """
     batch = augment_input(images, config, generator, len(task), crop, place)
-    if crop:  # scars scale with what they are pasted on: enlarged so that on the crop they have the image's pixels
-        stretch, lengths = images.shape[2] / crop, ("scar_width", "scar_length")
-        config = config.replace(**{k: tuple(stretch * v for v in getattr(config, k)) for k in lengths})
+    config = on_crops(config, images.shape[2], crop)
     for name, view in zip(task, batch.chunk(len(task)), strict=True):
         VIEWS[name](view, config, generator)
     labels = torch.arange(len(task), device=images.device).repeat_interleave(len(images))

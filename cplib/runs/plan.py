@@ -15,7 +15,7 @@
 Runs that share a training share its weights: it is done once. Tables are read without torch, so none is needed here.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 from cplib.augment.tasks import METHODS, UNTRAINED
 from cplib.config import Config, ConfigError
 from cplib.files import digest
-from cplib.sections import AugmentConfig, LocalizeConfig, OneClassConfig, OwnTraining, TrainConfig
+from cplib.sections import JITTERED, AugmentConfig, LocalizeConfig, OneClassConfig, OwnTraining, TrainConfig
 
 # Raise it in a change after which the same parameters train, score or draw something else. A test with stored
 # numbers (tests/test_guard.py) fails where that was forgotten.
@@ -130,7 +130,13 @@ def _run(config: Config, part: str, name: tuple, scorer: str = "density", scorin
     if task not in METHODS:
         raise ConfigError(f"method {task!r}: unknown; known: {', '.join(METHODS)}")
     own.setdefault("phases", (settings,) if task != UNTRAINED and settings.updates else ())
-    return Run(part, *name, Training(**own), scorer, scoring or {"densities": list(config.gde.densities)})
+    return Run(part, *name, Training(**own), scorer, scoring or _densities(config, config.gde.densities))
+
+
+def _densities(config: Config, names: Sequence[str]) -> dict[str, Any]:
+    """Densities to compute, with the colour jitter of the copies that some are also fitted to."""
+    jitter = {"jitter": config.augment.jitter} if any(name.endswith(JITTERED) for name in names) else {}
+    return {"densities": list(names)} | jitter
 
 
 def _detection(config: Config) -> Iterator[Run]:
@@ -187,7 +193,7 @@ def _recipes(config: Config) -> Iterator[Run]:
     for seed, (name, changes), category in product(range(section.seeds), variants.items(), section.categories):
         method = UNTRAINED if name == UNTRAINED else section.method
         changed = config.changed(changes)
-        scoring = {"density": config.gde.density, "task": METHODS[section.method]}
+        scoring = {"density": "ledoit_wolf", "task": METHODS[section.method]}
         # the same measure for all
         scoring["augment"] = config.augment.replace(area_ratio=section.area_ratio).model_dump()
         yield _run(changed, "recipes", (method, category, name, seed), "held_out", scoring, held_out=True)
@@ -230,6 +236,7 @@ def _of_detection(config: Config, part: str, methods: Iterable[str], n_seeds: in
 def _synthetic(config: Config) -> Iterator[Run]:
     section = config.synthetic
     scoring = section.model_dump(include={"per_image", "seed", "area_ratio"}) | {"density": config.gde.density}
+    scoring |= {"jitter": config.augment.jitter} if config.gde.density.endswith(JITTERED) else {}
     scoring |= {"digits_path": section.digits, "natural_images_path": section.natural_images}
     return _of_detection(config, "synthetic", section.methods, section.seeds, scoring)
 
@@ -242,7 +249,7 @@ def _representation(config: Config) -> Iterator[Run]:
 def _one_class(config: Config) -> Iterator[Run]:
     section = config.one_class
     own = {"source": section.source, "classes": (section.train_images, section.test_images)} | _own(config, section)
-    scoring = {"densities": list(section.densities)}
+    scoring = _densities(config, section.densities)
     methods = dict.fromkeys([*section.methods, UNTRAINED])
     for seed, category, method in product(range(section.seeds), section.classes, methods):
         yield _run(config, "one_class", (method, category, "", seed), scoring=scoring, **own)
@@ -257,7 +264,7 @@ def _transfer(config: Config) -> Iterator[Run]:
     head = tuned.replace(updates=section.head_updates, learning_rate=section.head_learning_rate)
     own = {"image_size": section.image_size, "settings": common}
     own |= {"backbone": section.backbone, "weights": section.weights, "crop": 0}
-    scoring = {"densities": list(config.gde.densities), "levels": list(section.levels)}
+    scoring = _densities(config, config.gde.densities) | {"levels": list(section.levels)}
     table = [(section.updates, seed) for seed in range(section.seeds)]
     curve = [(n, seed) for n in section.curve if n for seed in range(section.curve_seeds)]
     for category, (updates, seed) in product(config.categories, dict.fromkeys([(0, 0), *table, *curve])):
