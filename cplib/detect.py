@@ -40,10 +40,10 @@ def run(config: Config, category: str, folder: str | Path, method: str = THREE_W
     size. `method` is of `tasks.METHODS`, `PATCH_MODEL` or `PRETRAINED`; networks that are missing are trained first.
     `aligned`: the parts always lie alike, so that the patch model has a density per location.
 
-    Each network of the method (a seed, or a level of the pretrained one) is followed by the density of
-    the good images; the patch model by that of their patches, whose scores are logarithms of distances, an image's
-    score the highest. Scores are standardised by those of the same good images under densities that were not fitted to
-    them, and averaged over networks.
+    Each network of the method (a seed, or a level of the pretrained one) is followed by the density `gde.density` of
+    the good images as they are; the patch model by that of their patches, whose scores are logarithms of distances, an
+    image's score the highest. Scores are standardised by those of the same good images under densities that were not
+    fitted to them, and averaged over networks.
 
     Returns columns image, score and good_above, as README.md explains; of the patch model x and y, the middle of the
     hottest patch in pixels of the file. Raises DataError, also for fewer than 4 good images.
@@ -54,7 +54,7 @@ def run(config: Config, category: str, folder: str | Path, method: str = THREE_W
         raise data.DataError(f"{category}: needs at least 4 good images, got {len(good.train)}")
     images, names = data.load_folder(folder, good)
     placement = "per_location" if aligned else local.placement(category)
-    fit = partial(_fitted, placement if method == PATCH_MODEL else "ledoit_wolf", models[0].device)
+    fit = partial(_fitted, placement if method == PATCH_MODEL else config.gde.density, models[0].device)
     parts = []
     for of_good, of_new in _embeddings(config, method, models, images):
         held_out, score = _held_out_scores(fit, of_good), fit(of_good)

@@ -128,8 +128,9 @@ def test_aucs_are_those_of_the_scores_and_scores_those_of_the_density(study):
         assert tuple(part["image"]) == found.images.test_files and tuple(part["defect"]) == found.images.defects
         normal, test = found.embeddings[0]["pool"]
         for name, auc in own.set_index("density")["value"].items():
-            fitted = [normal, found.jittered(0.1)["pool"]] if name == "ledoit_wolf_jittered" else [normal]
-            expected = gde.density(name).fit(np.concatenate(fitted)).score_samples(test)
+            copies = found.copies(name, run.scoring)
+            assert len(copies) == (name == "ledoit_wolf_jittered")
+            expected = gde.density(name).fit(np.concatenate([normal, *copies])).score_samples(test)
             np.testing.assert_allclose(part[name], expected, rtol=1e-8)
             assert auc == pytest.approx(roc_auc_score(part["label"], part[name]), abs=1e-6)
 

@@ -236,7 +236,7 @@ def _of_detection(config: Config, part: str, methods: Iterable[str], n_seeds: in
 def _synthetic(config: Config) -> Iterator[Run]:
     section = config.synthetic
     scoring = section.model_dump(include={"per_image", "seed", "area_ratio"}) | {"density": config.gde.density}
-    scoring |= {"jitter": config.augment.jitter} if config.gde.density.endswith(JITTERED) else {}
+    scoring |= {k: v for k, v in _densities(config, [config.gde.density]).items() if k == "jitter"}
     scoring |= {"digits_path": section.digits, "natural_images_path": section.natural_images}
     return _of_detection(config, "synthetic", section.methods, section.seeds, scoring)
 

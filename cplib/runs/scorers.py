@@ -18,7 +18,7 @@ from cplib.runs import representation
 from cplib.runs.plan import RESNET18, Run
 from cplib.runs.store import Result
 from cplib.runs.trained import Trained
-from cplib.sections import JITTERED, AugmentConfig
+from cplib.sections import AugmentConfig
 
 _DRAWS = 2  # augmented views of each held-out image, as there are few
 
@@ -35,14 +35,13 @@ def _density(run: Run, trained: Trained) -> Result:
     for level in levels:
         (normal, test), table = embeddings[level], _image_table(images, level)
         for name in run.scoring["densities"]:
-            copies = [trained.jittered(run.scoring["jitter"])[level]] if name.endswith(JITTERED) else []
+            copies = trained.copies(name, run.scoring, level)
             density = gde.density(name).fit(np.concatenate([normal, *copies]))
             on_train = density.score_samples(normal)  # by which the ensemble standardises
             table[name] = density.score_samples(test) if len(test) else np.empty(0)
             found = {"auc": _auc(*(table.loc[table["label"] == k, name] for k in (0, 1)))}
-            found["held_out_log_density"] = (
-                gde.held_out_log_density(name, normal, copies) if len(normal) >= 4 else np.nan
-            )
+            is_enough = len(normal) >= 4
+            found["held_out_log_density"] = gde.held_out_log_density(name, normal, copies) if is_enough else np.nan
             found |= {"train_mean": float(on_train.mean()), "train_std": float(on_train.std(ddof=1))}
             result.metrics += [(level, name, metric, value) for metric, value in found.items()]
         result.scores.append(table)
@@ -129,7 +128,7 @@ def _synthetic(run: Run, trained: Trained) -> Result:
     if images.labels.all():
         raise data.DataError(f"{images.name}: no normal test images to draw defects on")
     normal = images.test[~images.labels]
-    copies = [trained.jittered(scoring["jitter"])[model.POOL]] if scoring["density"].endswith(JITTERED) else []
+    copies = trained.copies(scoring["density"], scoring)
     density = gde.density(scoring["density"]).fit(np.concatenate([trained.embed(images.train), *copies]))
     low = density.score_samples(trained.embed(normal))
     for kind in synthetic.KINDS:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from hashlib import file_digest
@@ -15,6 +16,7 @@ from cplib import classes, data, model, train
 from cplib.augment import views
 from cplib.files import digest, load_arrays, save_arrays
 from cplib.runs.plan import RESNET18, Run, Training
+from cplib.sections import JITTERED
 
 log = logging.getLogger(__name__)
 
@@ -135,15 +137,18 @@ class Trained:
         levels = [name.removeprefix("train ") for name in found if name.startswith("train ")]
         return {k: (found[f"train {k}"], found[f"test {k}"]) for k in levels}, json.loads(str(found["history"]))
 
-    def jittered(self, jitter: float) -> dict[str, np.ndarray]:
-        """By level, embeddings of the training images with colour jitter as training has it (section A.1)."""
-        path, t = self.folder / f"jittered-{jitter:g}.npz", self.training
+    def copies(self, density: str, scoring: Mapping[str, Any], level: str = model.POOL) -> list[np.ndarray]:
+        """Embeddings of copies of the training images that a density is also fitted to: none, or one with `jitter`."""
+        if not density.endswith(JITTERED):
+            return []
+        jitter, t = scoring["jitter"], self.training
+        path = self.folder / f"jittered-{jitter:g}.npz"
         if not (found := load_arrays(path)):
             augment, generator = t.augment.replace(jitter=jitter, translate=0), torch.Generator().manual_seed(t.seed)
             x = (255 * views.augment_input(self.images.train, augment, generator)).round().to(torch.uint8)
             levels = train.embed(self.network, x.to(self.device), t.settings)
             save_arrays(path, **(found := {name: values.numpy() for name, values in levels.items()}))
-        return found
+        return [found[level]]
 
     def masks(self, run: Run) -> np.ndarray:
         """Masks (m, size, size) bool of the test images, at the size of the patch model; DataError without any."""
