@@ -1,5 +1,15 @@
 """cplib: CutPaste (Li et al., CVPR 2021), self-supervised anomaly detection and localization.
 
-Imports point one way: `config`, `data` > `augment` > `model` > `train` > `gde` > `localize`, `synthetic` > `runs` >
-`report` > `detect`. `python -m cplib` is the command line.
+Imports point one way: `config`, `photos` > `data` > `augment` > `model` > `train` > `gde` > `localize`, `synthetic` >
+`runs` > `report` > `detect`. `Detector` finds defects in one's own parts; `python -m cplib` is the command line.
 """
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Detector":  # when asked for, as torch takes seconds
+        from cplib.detector import Detector
+
+        return Detector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

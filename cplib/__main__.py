@@ -15,19 +15,19 @@ log = logging.getLogger("cplib")
 COMMANDS = {
     "run": "Do the runs of a study that are missing or stale: train, score, store. Resumable.",
     "list": "Show the runs of a study: which have valid results and which are left.",
-    "detect": "Score photographs by what was learnt from good ones.",
+    "detect": "Find defects in photographs, having seen good ones.",
     "claims": "Judge the paper's claims by a study's results: results/<study>/claims.csv.",
     "download": "Fetch a public data set.",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 failed, 130 interrupted."""
+    """Run the command line. Returns the exit status: 0 done, 1 failed, 3 done but for files that cannot be read, 130
+    interrupted."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        _do(options)
-        return 0
+        return _do(options)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if options.traceback:
             raise
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show where an error arose")
     commands = parser.add_subparsers(dest="command", required=True)
     of = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
-    for found in of.values():
+    for found in (of[name] for name in ("run", "list", "claims")):
         found.add_argument("--params", default="params.yaml", help="parameter file (params.yaml)")
         found.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a parameter")
     add = of["run"].add_argument
@@ -55,11 +55,25 @@ def _parser() -> argparse.ArgumentParser:
         for name, more in {"part": {"choices": PARTS}, "method": {}, "category": {}, "seed": {"type": int}}.items():
             found.add_argument(f"--{name}", action="append", help=f"only this {name}; may be repeated", **more)
     add = of["detect"].add_argument
-    add("folder", help="photographs to score")
-    add("--category", required=True, help="folder of good photographs, below data.root")
-    text = "cutpaste_3way (default) or another method, patch_model (shows where), pretrained (no training)"
-    add("--method", default="cutpaste_3way", help=text)
-    add("--aligned", action="store_true", help="the parts always lie alike (for patch_model)")
+    add("photos", nargs="?", help="folder of photographs to score")
+    learn = of["detect"].add_mutually_exclusive_group(required=True)
+    learn.add_argument("--good", help="folder of photographs of good parts")
+    learn.add_argument("--load", metavar="FILE", help="what --save wrote, in place of --good")
+    add("--save", metavar="FILE", help="keep what was learnt")
+    add(
+        "--method", default="auto", help="pretrained, cutpaste, or auto (default): the first if its weights are at hand"
+    )
+    add(
+        "--false-alarms",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="of good parts that may be called defect (0.01)",
+    )
+    add("--tiles", type=int, default=1, help="cut photographs into TILES x TILES parts, for small defects (1)")
+    add("--max-pixels", type=int, help="of a photograph; a larger one is refused (250 million)")
+    add("--to", metavar="FOLDER", help="for results (detected/<name of the photographs' folder>)")
+    add("--strict", action="store_true", help="stop at a file that cannot be read; else it is left out, with status 3")
     add = of["download"].add_argument
     add("name", choices=["mvtec", "cifar10", "mnist"])
     add("--to", type=Path, help="folder that receives it (data, or $CUTPASTE_DATA)")
@@ -67,13 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _do(options: argparse.Namespace) -> None:
+def _do(options: argparse.Namespace) -> int:
     # each command imports what it needs, as torch takes seconds
     if options.command == "download":
         from cplib import download
 
         download.download(options.name, options.to, options.url or download.MVTEC_URL)
-        return
+        return 0
+    if options.command == "detect":
+        return _detect(options)
     config = load(options.params, dict(item.partition("=")[::2] for item in options.set))
     if options.command == "run":
         from cplib.runs.run import run_all
@@ -88,15 +104,30 @@ def _do(options: argparse.Namespace) -> None:
             left = [run for run in of_part if run not in valid]
             sys.stdout.write(f"{part}: {len(of_part) - len(left)} of {len(of_part)} runs have valid results\n")
             sys.stdout.writelines(f"  left: {run}\n" for run in left)
-    elif options.command == "detect":
-        from cplib import detect
-
-        detect.run(config, options.category, options.folder, options.method, options.aligned)
     else:
         from cplib.report import claims
 
         path, table = claims.write(config)
         log.info("%s: %s", path, table["verdict"].value_counts().to_dict())
+    return 0
+
+
+def _detect(options: argparse.Namespace) -> int:
+    from cplib.detector import Detector
+
+    if options.load:
+        detector = Detector.load(options.load).set_params(false_alarms=options.false_alarms)
+    else:
+        given = {k: getattr(options, k) for k in ("method", "tiles", "false_alarms", "max_pixels")}
+        detector = Detector(**{k: v for k, v in given.items() if v is not None}).fit(options.good)
+    if options.save:
+        detector.save(options.save)
+        log.info("%s: %d good photographs, method %s", options.save, len(detector.good_), detector.method_)
+    if not options.photos:
+        return 0
+    from cplib import detect
+
+    return 3 if detect.run(detector, options.photos, options.to, options.strict).attrs["skipped"] else 0
 
 
 def _selected(options: argparse.Namespace, config: Config) -> list[Run]:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cplib.data import Category, DataError, find, list_images, read_image, stack
+from cplib.data import Category, find, stack
+from cplib.photos import DataError, list_photos, read_photo
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -50,10 +51,10 @@ def _folder(path: Path) -> dict[str, partial]:
     if (path / "cifar-10-batches-py").is_dir():
         return _cifar10(path)
     places = [p for split in ("train", "test") for deep in ("", "*/") for p in path.glob(f"{deep}{split}/*")]
-    found = {place: images for place in places if (images := list_images(place))}
+    found = {place: images for place in places if (images := list_photos(place))}
     if len(roots := sorted({str(place.parents[1]) for place in found})) > 1:
         raise DataError(f"{path}: holds several data sets, name one: {', '.join(roots)}")
-    return {"/".join(p.parts[-3:]): partial(read_image, p) for images in found.values() for p in images}
+    return {"/".join(p.parts[-3:]): partial(read_photo, p) for images in found.values() for p in images}
 
 
 def _digits() -> dict[str, partial]:

@@ -5,6 +5,8 @@
 <root>/<category>/test/<defect>/*         optional: anomalous test images
 <root>/<category>/ground_truth/<defect>/<image name>_mask.*    optional: masks of the defects
 <root>/<category>/*                       in place of all these: normal training images
+
+For good, ok and normal mean the same.
 """
 
 import hashlib
@@ -19,19 +21,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from cplib.files import digest, load_arrays, save_arrays
+from cplib.photos import SUFFIXES, DataError, list_photos, read_photo, shown
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-_FORMAT = 4  # raise it when reading or resizing changes, so that no older copy is taken from a cache
+GOOD = ("good", "ok", "normal")  # names of folders of normal images, in any case
+_FORMAT = 5  # raise it when reading or resizing changes, so that no older copy is taken from a cache
 
 log = logging.getLogger(__name__)
-
-
-class DataError(ValueError):
-    """A data folder cannot be used; the message names the file or folder."""
 
 
 @dataclass(frozen=True)
@@ -80,86 +79,77 @@ def load_category(root: str | Path, category: str, image_size: int, cache: str |
     return Category(name=folder.name, digest=sha, **{"masks": None} | fields)
 
 
-def load_folder(folder: str | Path, category: Category) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Images (n, 3, size, size) uint8 of a folder, sized as a category's, and the names. Raises as `load_category`."""
-    if not (paths := list_images(Path(folder))):
-        raise DataError(f"{folder}: no such folder, or no images in it ({', '.join(sorted(SUFFIXES))})")
-    files = [partial(read_image, path, "RGB", category.source_size) for path in paths]
-    return stack(files, category.train.shape[-1], Path(folder).name), tuple(path.name for path in paths)
-
-
-def read_image(path: Path, mode: str = "RGB", source_size: tuple[int, int] | None = None) -> Image.Image:
-    """An image file in 8 bits, upright, of a mode of Pillow. A DataError names one damaged or not of `source_size`."""
-    try:
-        image = ImageOps.exif_transpose(Image.open(path))  # as viewers show what a camera took upright
-        image.load()
-    except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for a damaged file
-        raise DataError(f"{path}: cannot be read as an image ({error})") from None
-    if source_size is not None and image.size != source_size:
-        raise DataError(f"{path}: {image.size} pixels, the first training image {source_size}; bring all to one size")
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip, not scale
-        values = np.asarray(image)
-        if 0 < (brightest := int(values.max())) < 2**12:
-            raise DataError(f"{path}: its brightest 16-bit pixel is {brightest}; scale it to 65535, or save 8 bits")
-        image = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise DataError(f"{path}: holds floating-point values; save it with 8 or 16 bits")
-    return image.convert(mode)
-
-
 def _list_files(folder: Path) -> tuple[list[Path], list[Path], list[Path | None]]:
     """Training images, test images and, for each test image, its mask or None."""
-    normal = folder / "train" / "good" if (folder / "train").is_dir() else folder
-    if not (train := list_images(normal)):
+    normal = folder
+    if (folder / "train").is_dir():
+        named = [p for p in sorted((folder / "train").iterdir()) if p.is_dir() and _is_good(p)]
+        normal = named[0] if named else folder / "train" / "good"
+    if not (train := list_photos(normal)):
         raise DataError(f"{normal}: no normal training images ({', '.join(sorted(SUFFIXES))})")
     truth = folder / "ground_truth"
-    if not (test := list_images(folder / "test", nested=True)) and (folder / "test").is_dir():
+    if not (test := list_photos(folder / "test", nested=True)) and (folder / "test").is_dir():
         raise DataError(f"{folder / 'test'}: no images in its folders good/ and <defect>/; fill or remove it")
-    by_image = {(p.parent.name, p.stem.removesuffix("_mask")): p for p in list_images(truth, nested=True)}
+    for name in sorted({p.parent.name for p in test if _is_good(p.parent)} - {"good"}):
+        log.info("%s: normal images, as in a folder good/", shown(folder / "test" / name))
+    by_image: dict[tuple[str, str], Path] = {}
+    for path in list_photos(truth, nested=True):
+        if (other := by_image.setdefault((path.parent.name, path.stem.removesuffix("_mask")), path)) != path:
+            raise DataError(f"{other} and {path.name}: two masks of one image")
     masks = [by_image.pop((p.parent.name, p.stem), None) for p in test]
     if by_image:
         raise DataError(f"{next(iter(by_image.values()))}: mask without a test image of that name")
-    if bare := [p for p, m in zip(test, masks, strict=True) if not m and p.parent.name != "good" and truth.is_dir()]:
+    if bare := [p for p, m in zip(test, masks, strict=True) if not m and not _is_good(p.parent) and truth.is_dir()]:
         raise DataError(f"{bare[0]}: no mask for it in {truth / bare[0].parent.name}")
     return train, test, masks
 
 
-def list_images(folder: Path, nested: bool = False) -> list[Path]:
-    """Images of a folder, or of its subfolders, in order by name; none where it is missing."""
-    entries = sorted(p for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
-    if nested:
-        return [image for subfolder in entries for image in list_images(subfolder)]
-    return [p for p in entries if p.suffix.lower() in SUFFIXES and p.is_file()]
+def _is_good(folder: Path) -> bool:
+    return folder.name.lower() in GOOD
+
+
+def _read_image(path: Path, mode: str, source_size: tuple[int, int]) -> Image.Image:
+    image = read_photo(path, mode)
+    if image.size != source_size:
+        sizes = f"{image.size} pixels, the first training image {source_size}"
+        raise DataError(f"{shown(path)}: {sizes}; bring all to one size")
+    return image
 
 
 def _read(folder: Path, files: tuple[list, ...], size: int) -> dict[str, np.ndarray]:
     """The fields of a category but its name, as arrays; `masks` where there are some."""
-    source_size, name = read_image(files[0][0]).size, folder.name
+    source_size, name = read_photo(files[0][0]).size, folder.name
     train_files, test_files = ([p.relative_to(folder).as_posix() for p in paths] for paths in files[:2])
-    train, test = ([partial(read_image, p, "RGB", source_size) for p in paths] for paths in files[:2])
+    train, test = ([partial(_read_image, p, "RGB", source_size) for p in paths] for paths in files[:2])
     found = {"train": stack(train, size, f"{name}: training"), "test": stack(test, size, f"{name}: test")}
     found = {k: v.numpy() for k, v in found.items()}
-    found["labels"] = np.array([p.parent.name != "good" for p in files[1]], bool)
+    found["labels"] = np.array([not _is_good(p.parent) for p in files[1]], bool)
     if any(files[2]):
-        masks = [partial(_read_mask, p, source_size) for p in files[2]]
+        masks = [partial(_read_mask, p, source_size, size) for p in files[2]]
         found["masks"] = stack(masks, size, f"{name}: masks", Image.Resampling.NEAREST)[:, 0].numpy() > 127
     # the size is that of use, not of the files: a copy of that size holds the same images
     names = {"train_files": train_files, "test_files": test_files, "source_size": (size, size)}
     sha = hashlib.sha256(json.dumps(names).encode())
     for pixels in found.values():
         sha.update(pixels)
-    names |= {"defects": [p.parent.name for p in files[1]], "digest": sha.hexdigest()}
+    names |= {"defects": ["good" if _is_good(p.parent) else p.parent.name for p in files[1]], "digest": sha.hexdigest()}
     return found | {k: np.array(v, str) for k, v in names.items()} | {"source_size": np.array(source_size)}
 
 
-def _read_mask(path: Path | None, source_size: tuple[int, int]) -> Image.Image:
-    """White on the defect; all black for an image without a mask."""
+def _read_mask(path: Path | None, source_size: tuple[int, int], size: int) -> Image.Image:
+    """White on the defect; all black for an image without a mask. It is reduced so that no defect disappears."""
     if path is None:
-        return Image.new("L", source_size)
-    mask = read_image(path, "L", source_size)
+        return Image.new("L", (size, size))
+    mask = _read_image(path, "L", source_size)
     if 0 < (brightest := mask.getextrema()[1]) <= 127:
         raise DataError(f"{path}: brightest value is {brightest}; a mask is white, 255, on the defect")
-    return mask
+    reduced = mask.resize((size, size), Image.Resampling.NEAREST)
+    if brightest and reduced.getextrema()[1] <= 127:  # the defect lies between the pixels that are taken
+        share = np.asarray(
+            mask.point(lambda v: 255 * (v > 127)).convert("F").resize((size, size), Image.Resampling.BOX)
+        )
+        reduced = Image.fromarray(np.uint8(255) * (share == share.max()))
+    return reduced
 
 
 def stack(

@@ -1,160 +1,163 @@
-"""A defect detector: `python -m cplib detect photos --category parts` scores photographs by what was learnt from good
-ones. README.md shows how, and what it writes, under "Find defects in your own parts".
-"""
+"""What `python -m cplib detect` does: photographs beside good ones as a table, heat maps, pictures and a report."""
 
+import base64
+import html
+import io
+import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib import colormaps
-from pandas import DataFrame
-from PIL import Image
-from sklearn.model_selection import KFold
-from torch import Tensor
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from cplib import data, gde, train
-from cplib.augment.tasks import METHODS
-from cplib.config import Config, ConfigError
+from cplib import photos
+from cplib.detector import Detector, listed
 from cplib.files import replace_bytes
-from cplib.localize import patch_maps, pixels
 from cplib.report import plots
-from cplib.runs import store
-from cplib.runs.plan import THREE_WAY, plan
-from cplib.runs.trained import Trained
 
 log = logging.getLogger(__name__)
 
-PATCH_MODEL = "patch_model"  # of `config.localize`, with its first size of patches
-PRETRAINED = "pretrained"  # the backbone of `config.transfer`, as it is
+_SHOWN = 8  # photographs at each end of the list that the picture shows
+_IN_REPORT = 30  # that the report shows, so that it can be mailed
 
 
-def run(config: Config, category: str, folder: str | Path, method: str = THREE_WAY, aligned: bool = False) -> DataFrame:
-    """Score the images of a folder, the most anomalous first, and write the table and pictures.
+def run(detector: Detector, images: str | Path, to: str | Path | None = None, strict: bool = False) -> pd.DataFrame:
+    """Score the photographs of a folder with a fitted detector. Returns the table of `Detector.score`.
 
-    Good images are those of `category`, a folder below `data.root` as `cplib.data` reads it; the others must have their
-    size. `method` is of `tasks.METHODS`, `PATCH_MODEL` or `PRETRAINED`; networks that are missing are trained first.
-    `aligned`: the parts always lie alike, so that the patch model has a density per location.
-
-    Each network of the method (a seed, or a level of the pretrained one) is followed by the density `gde.density` of
-    the good images as they are; the patch model by that of their patches, whose scores are logarithms of distances, an
-    image's score the highest. Scores are standardised by those of the same good images under densities that were not
-    fitted to them, and averaged over networks.
-
-    Returns columns image, score and good_above, as README.md explains; of the patch model x and y, the middle of the
-    hottest patch in pixels of the file. Raises DataError, also for fewer than 4 good images.
+    It writes to the folder `to`, by default detected/<name of the folder>: photos.csv; maps/, each photograph in full
+    size with heat where it is unlike good ones; ends.png, both ends of the list; report.html, all in one file. What an
+    earlier call wrote for the same photographs is replaced; of others it is kept, and the next free number is added.
     """
-    local, models = config.localize, _models(config, category, method)
-    good = models[0].images
-    if len(good.train) < 4:  # 3 fit a density in the cross-validation, whatever it is worth
-        raise data.DataError(f"{category}: needs at least 4 good images, got {len(good.train)}")
-    images, names = data.load_folder(folder, good)
-    placement = "per_location" if aligned else local.placement(category)
-    fit = partial(_fitted, placement if method == PATCH_MODEL else config.gde.density, models[0].device)
-    parts = []
-    for of_good, of_new in _embeddings(config, method, models, images):
-        held_out, score = _held_out_scores(fit, of_good), fit(of_good)
-        highest = patch_maps.image_scores(held_out)
-        mean, std = highest.mean(), max(highest.std(), 1e-12)
-        parts.append([(x - mean) / std for x in (held_out, np.concatenate([score(chunk) for chunk in of_new]))])
-    of_good, of_new = (np.mean(part, axis=0) for part in zip(*parts, strict=True))
-    score = patch_maps.image_scores(of_new)
-    good_above = (patch_maps.image_scores(of_good) >= score[:, None]).mean(1)
-    table, heat = DataFrame({"image": names, "score": score, "good_above": good_above}), None
-    if method == PATCH_MODEL:
-        # averaged, so that pixels are in the unit of patches; what is ordinary does not cool what is hot
-        heat = pixels.to_pixels(of_new.clip(0), local.patch_sizes[0], local.stride, local.sigma, "averaged")
-        heat = ((heat - 1) / 4).clip(0, 1)  # begins at 1 standard deviation and is strongest from 5 on, in every folder
-        place = np.unravel_index(of_new.reshape(len(of_new), -1).argmax(1), of_new.shape[1:])
-        y, x = (np.array(place) * local.stride + local.patch_sizes[0] / 2) / local.image_size
-        table["x"], table["y"] = (x * good.source_size[0]).astype(int), (y * good.source_size[1]).astype(int)
-    table = table.sort_values("score", ascending=False)
-    place = store.study_folder(config) / "detected" / method / category / Path(folder).resolve().name
-    _write(place, Path(folder), images, table, heat)
-    return table.reset_index(drop=True)
-
-
-def _models(config: Config, category: str, method: str) -> list[Trained]:
-    """Networks of a method, one per seed; they are trained when first asked for."""
-    own = config.only(categories=(category,))
-    if method == PATCH_MODEL:
-        own, variant = own.changed({"localize.categories": [category]}), f"{config.localize.patch_sizes[0]}px"
-        runs = [r for r in plan(own, ["patches"]) if (r.method, r.variant) == (THREE_WAY, variant)]
-    elif method == PRETRAINED:
-        runs = [r for r in plan(own, ["transfer"]) if r.method == PRETRAINED]
-    elif method in METHODS:
-        runs = plan(own.only(methods=(method,)), ["detection"])
-    else:
-        raise ConfigError(f"method {method!r}: unknown; known: {', '.join([*METHODS, PATCH_MODEL, PRETRAINED])}")
-    return [Trained(r.training, store.study_folder(config), config.data.cache, train.default_device()) for r in runs]
-
-
-def _embeddings(config: Config, method: str, models: list[Trained], images: Tensor) -> Iterator[tuple]:
-    """Of good images, and of new ones in chunks, by each network (and each level of a pretrained one)."""
-    for model in models:
-        model.keep_weights = True  # for the next call
-        net, settings, both = model.network, model.training.settings, (model.images.train, images)
-        if method == PATCH_MODEL:
-            how = (model.training.crop, config.localize.stride, settings)
-            of_good = patch_maps.unit_patches(net, both[0].to(model.device), *how).cpu().numpy()
-            chunks = (x.to(model.device) for x in images.split(max(1, patch_maps.CHUNK_BYTES // of_good[0].nbytes)))
-            yield of_good, (patch_maps.unit_patches(net, x, *how).cpu().numpy() for x in chunks)
-        else:
-            of_good, of_new = (train.embed(net, x.to(model.device), settings) for x in both)
-            for level in config.transfer.levels if method == PRETRAINED else ["pool"]:
-                yield of_good[level].numpy(), [of_new[level].numpy()]
-
-
-def _fitted(name: str, device: torch.device, good: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Density by its name, fitted to embeddings (n, ..., d): a function from such embeddings to scores (n, ...)."""
-    if name not in patch_maps.PLACEMENTS:
-        return gde.density(name).fit(good).score_samples
-    density = patch_maps.PLACEMENTS[name]().fit(torch.from_numpy(good).to(device))
-    # logarithms, as specks in a background that never changes are off by many orders of magnitude
-    return lambda new: density.score(torch.from_numpy(new).to(device)).log1p().cpu().numpy()
-
-
-def _held_out_scores(fit: Callable, embeddings: np.ndarray) -> np.ndarray:
-    """Scores of embeddings under densities of the others, by cross-validation over images."""
-    folds = KFold(min(5, len(embeddings)), shuffle=True, random_state=0)
-    splits = tqdm(list(folds.split(embeddings)), "densities", disable=None, leave=False, delay=2)
-    parts = [(held_out, fit(embeddings[rest])(embeddings[held_out])) for rest, held_out in splits]
-    return np.concatenate([scores for _, scores in parts])[np.argsort(np.concatenate([k for k, _ in parts]))]
-
-
-def _write(place: Path, folder: Path, images: Tensor, table: DataFrame, heat: np.ndarray | None) -> None:
-    """The table, a picture of both its ends, and with heat (m, size, size) in [0, 1] each image in full size."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if heat is not None:
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir()
-        for k, name in enumerate(tqdm(table.sort_index()["image"], "pictures", disable=None, leave=False, delay=2)):
-            photo = np.asarray(data.read_image(folder / name))
-            Image.fromarray(_heated(photo, heat[k])).save(place / f"{name}.jpg", quality=90)
-        hot = [_heated(plots.to_array(image), warm) for image, warm in zip(images, heat, strict=True)]
-        images = torch.from_numpy(np.stack(hot)).permute(0, 3, 1, 2)
-    rows, titles = {}, []
-    for end, part in (("most", table[:8]), ("least", table[8:][::-1][:8])):  # no image twice
-        if len(part):
-            rows[f"{end} anomalous\n(score; share of\ngood ones above)"] = [images[i] for i in part.index]
-            told = part.itertuples()
-            titles.append([f"{Path(x.image).stem[-18:]}\n{x.score:.1f}; {100 * x.good_above:.0f} %" for x in told])
+    scored, skipped = detector.scored(images, strict)
+    table = detector.table(scored, skipped)
+    place = _place(Path(images).expanduser().resolve(), to)
+    shutil.rmtree(place / "maps", ignore_errors=True)
+    (place / "maps").mkdir(parents=True)
+    sources, heats = dict(zip(*listed(images), strict=True)), {name: heat for name, _, _, heat in scored}
+    small, threshold = {}, detector.threshold()
+    for rank, name in enumerate(tqdm(table["image"], "heat maps", disable=None, leave=False), 1):
+        heated = heat_on(detector.open(sources[name]), heats[name], threshold)
+        heated.save(place / "maps" / f"{rank:04d} {name.replace('/', ' ')[-80:]}.jpg", quality=88)
+        if rank <= max(_IN_REPORT, _SHOWN) or rank > len(table) - _SHOWN:
+            heated.thumbnail((320, 320))
+            small[name] = heated
     plots.use_style()
-    figure = plots.image_grid(list(rows.values()), list(rows), titles)
-    figure.savefig(f"{place}.png", metadata={"Software": None})
-    plots.plt.close(figure)
-    replace_bytes(Path(f"{place}.csv"), table.to_csv(index=False, float_format="%.4g").encode())
-    above = sum(table["good_above"] == 0)
-    log.info("%s.csv and .png: %d of %d images score above all good ones", place, above, len(table))
+    figures = {"ends": ends(table, small), "scores": histogram(table, detector)}
+    for name, figure in figures.items():
+        figure.savefig(place / f"{name}.png", metadata={"Software": None})
+        plots.plt.close(figure)
+    replace_bytes(place / "photos.csv", table.to_csv(index=False, float_format="%.4g").encode())
+    replace_bytes(place / "report.html", _report(detector, table, small, place, str(images)).encode())
+    found = sum(table["verdict"] == "defect")
+    log.info("%s: %d of %d photographs are unlike the good ones; open report.html", place, found, len(table))
+    return table
 
 
-def _heated(photo: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A photograph (height, width, 3) uint8 with heat (rows, columns) in [0, 1] on it, stretched."""
-    full = Image.fromarray(heat.astype(np.float32)).resize(photo.shape[1::-1], Image.Resampling.BILINEAR)
-    heat = np.asarray(full)[..., None]
-    share = 0.6 * np.sqrt(heat)  # more than linear, as weak heat is to be seen too
-    return (photo * (1 - share) + 255 * share * colormaps["autumn_r"](heat[..., 0])[..., :3]).astype(np.uint8)
+def heat_on(photo: Image.Image, heat: np.ndarray, threshold: float) -> Image.Image:
+    """A photograph with a map (rows, columns) of it as heat. It begins where a good photograph is at its most unusual,
+    and is strongest at twice the threshold: equal colours mean the same in all photographs."""
+    full = Image.fromarray(heat.astype(np.float32)).resize(photo.size, Image.Resampling.BICUBIC)
+    warmth = np.clip(np.asarray(full) / max(2 * threshold, 4), 0, 1)[..., None]
+    share = 0.65 * np.sqrt(warmth)  # more than linear, as weak heat is to be seen too
+    colors = 255 * colormaps["autumn_r"](warmth[..., 0])[..., :3]
+    return Image.fromarray((np.asarray(photo) * (1 - share) + share * colors).astype(np.uint8))
+
+
+def ends(table: pd.DataFrame, pictures: dict[str, Image.Image]) -> Figure:
+    """Both ends of the list, no photograph twice."""
+    rows, titles = {}, []
+    for end, part in (("most", table[:_SHOWN]), ("least", table[_SHOWN:][::-1][:_SHOWN])):
+        if len(part):
+            square = [ImageOps.pad(pictures[name], (160, 160), color="white") for name in part["image"]]
+            rows[f"{end}\nanomalous"] = [torch.from_numpy(np.asarray(x).copy()).permute(2, 0, 1) for x in square]
+            titles.append([f"{Path(row.image).stem[-18:]}\n{row.score:.1f}" for row in part.itertuples()])
+    return plots.image_grid(list(rows.values()), list(rows), titles)
+
+
+def histogram(table: pd.DataFrame, detector: Detector) -> Figure:
+    """Scores of photographs and of good ones, with the threshold."""
+    figure, axis = plots.plt.subplots(figsize=(6, 2.2))
+    good, threshold = detector.good_scores_, detector.threshold()
+    both = np.concatenate([good, table["score"]])
+    bins = np.linspace(both.min(), max(both.max(), threshold), 40)
+    axis.hist(good, bins, color=plots.GREY, alpha=0.6, label=f"{len(good)} good ones, each unseen")
+    axis.hist(table["score"], bins, color=plots.BLUE, alpha=0.6, label=f"{len(table)} photographs")
+    axis.axvline(threshold, color=plots.RED, lw=1, label="threshold")
+    axis.set(xlabel="score", ylabel="photographs")
+    axis.legend()
+    return figure
+
+
+def _place(images: Path, to: str | Path | None) -> Path:
+    """The folder to write to. A note in it says whose results it holds."""
+    number, source = 1, str(images)
+    while True:
+        name = images.name if images.is_dir() else images.stem
+        place = (
+            Path(to).expanduser()
+            if to
+            else Path("detected") / f"{name or 'photos'}{'' if number == 1 else f'-{number}'}"
+        )
+        note = place / "source.json"
+        if to or not note.exists() or json.loads(note.read_text()) == source:
+            place.mkdir(parents=True, exist_ok=True)
+            replace_bytes(note, json.dumps(source).encode())
+            return place
+        number += 1
+
+
+def _report(detector: Detector, table: pd.DataFrame, small: dict[str, Image.Image], place: Path, images: str) -> str:
+    def picture(content: bytes, kind: str, text: str) -> str:
+        return f'<img alt="{html.escape(text)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
+
+    def thumbnail(name: str) -> str:
+        out = io.BytesIO()
+        small[name].save(out, "JPEG", quality=80)
+        return picture(out.getvalue(), "jpeg", name)
+
+    skipped, levels = table.attrs["skipped"], detector.grey_levels_
+    facts = [
+        f"{len(table)} photographs of <b>{html.escape(photos.shown(images))}</b>, {len(detector.good_)} good ones",
+        f"method {detector.method_}, photographs of {' x '.join(map(str, detector.photo_size_))} pixels seen at "
+        f"{' x '.join(map(str, detector.input_size_[::-1]))}",
+        f"threshold {detector.threshold():.2f} for at most {100 * detector.false_alarms:g} % false alarms",
+        *([f"16-bit grey: values {levels[0]:g} to {levels[1]:g} shown as black to white"] if levels else []),
+        *([f"left out, as they cannot be read: {html.escape(', '.join(skipped))}"] if skipped else []),
+    ]
+    cards = [
+        f'<figure class="{row.verdict}">{thumbnail(row.image)}<figcaption>{html.escape(row.image)}<br>score '
+        f"{row.score:.1f}, p {row.p_value:.3g}, {row.verdict}</figcaption></figure>"
+        for row in table[:_IN_REPORT].itertuples()
+    ]
+    rows = table.to_html(index=False, border=0, float_format=lambda v: f"{v:.3g}")
+    scores = picture((place / "scores.png").read_bytes(), "png", "histogram of the scores, with the threshold")
+    found = sum(table["verdict"] == "defect")
+    return _PAGE.format(
+        found=f"{found} of {len(table)} photographs are unlike the good ones",
+        facts="".join(f"<li>{fact}</li>" for fact in facts),
+        scores=scores,
+        cards="".join(cards),
+        shown=min(_IN_REPORT, len(table)),
+        rows=rows,
+    )
+
+
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{found}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+img {{ max-width: 100% }} .cards {{ display: grid; gap: 1rem }}
+.cards {{ grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)) }}
+figure {{ margin: 0; padding: .4rem; border: 2px solid #ccc }} figure.defect {{ border-color: #b03a00 }}
+figcaption {{ font-size: .8rem; overflow-wrap: anywhere }} .table {{ overflow-x: auto }}
+td, th {{ padding: .15rem .8rem; text-align: right }} td:first-child, th:first-child {{ text-align: left }}
+</style><h1>{found}</h1><ul>{facts}</ul>{scores}
+<h2>The {shown} most anomalous</h2><p>Heat is strongest where a photograph is least like the good ones. A score of 0 is
+ordinary; p is the share of good photographs that score as high.</p><div class="cards">{cards}</div>
+<h2>All photographs</h2><div class="table">{rows}</div></html>
+"""

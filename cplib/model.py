@@ -2,6 +2,7 @@
 
 import os
 import textwrap
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -58,17 +59,26 @@ class ProxyClassifier(nn.Module):
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.requires_grad_(False)
 
-    def levels(self, images: Tensor) -> dict[str, Tensor]:
-        """Features as `embed` gives, by level: `pool`, and of an EfficientNet level1 (stem), level2, ... (stages)."""
+    def maps(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Feature maps (n, channels, rows, columns) of images (n, 3, height, width), float in [0, 1], one level after
+        the other: of an EfficientNet level1 (stem), level2, ... (stages), of a ResNet-18 level1 to 3; then `pool`."""
         x, net = (images - self.mean) / self.std, self.encoder
-        if not hasattr(net, "conv_stem"):
-            return {POOL: net(x)}
-        x = net.bn1(net.conv_stem(x))
-        found = {"level1": x.float().mean((2, 3))}
-        for number, stage in enumerate(net.blocks, 2):
+        if hasattr(net, "conv_stem"):
+            x, stages, last = net.bn1(net.conv_stem(x)), net.blocks, lambda x: net.bn2(net.conv_head(x))
+            yield "level1", x
+        else:
+            x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+            stages, last = (net.layer1, net.layer2, net.layer3), net.layer4
+        for number, stage in enumerate(stages, 2 if hasattr(net, "conv_stem") else 1):
             x = stage(x)
-            found[f"level{number}"] = x.float().mean((2, 3))
-        return {**found, POOL: net.bn2(net.conv_head(x)).float().mean((2, 3))}
+            yield f"level{number}", x
+        yield POOL, last(x)
+
+    def levels(self, images: Tensor) -> dict[str, Tensor]:
+        """Averages (n, channels) of `maps` by level, as `embed` gives; of a ResNet-18 `pool` alone."""
+        if not hasattr(self.encoder, "conv_stem"):
+            return {POOL: self.encoder((images - self.mean) / self.std)}
+        return {name: x.float().mean((2, 3)) for name, x in self.maps(images)}
 
     def embed(self, images: Tensor) -> Tensor:
         """Pooled features (n, channels) of images (n, 3, height, width), float in [0, 1]."""

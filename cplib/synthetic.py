@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
-from cplib.data import DataError, find, list_images, read_image
+from cplib.data import find
+from cplib.photos import DataError, list_photos, read_photo
 
 KINDS = ("mnist", "square", "ellipse", "heart", "square_natural", "ellipse_natural", "heart_natural")
 _SIDE = 512  # pixels of a shape before it is turned and shrunk, which antialiases it
@@ -40,8 +41,8 @@ class Fillings:
         self.sources["natural images"] = "the two sample images of scikit-learn"
         if files := [*find(digits).rglob("t10k-images-idx3-ubyte.gz")]:
             self.digits, self.sources["digits"] = _read_mnist(files[0]), f"MNIST ({files[0].name})"
-        if files := list_images(folder := find(natural_images)):
-            self.natural = [np.asarray(read_image(path)) for path in files]
+        if files := list_photos(folder := find(natural_images)):
+            self.natural = [np.asarray(read_photo(path)) for path in files]
             self.sources["natural images"] = f"{len(files)} images of the folder {folder.name}"
         self.digest = hashlib.sha256(b"".join(map(np.ascontiguousarray, [self.digits, *self.natural]))).hexdigest()[:8]
 

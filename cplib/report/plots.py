@@ -23,6 +23,7 @@ def use_style() -> None:
     """Set the look of all figures; call once at the top of a notebook."""
     looks = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
     looks |= {"figure.dpi": 80, "savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True}
+    looks |= {"text.parse_math": False}  # names of files may hold a $
     sns.set_theme("notebook", "ticks", font_scale=0.8, rc=looks)
 
 
