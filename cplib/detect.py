@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
@@ -75,7 +74,7 @@ def ends(table: pd.DataFrame, pictures: dict[str, Image.Image]) -> Figure:
     for end, part in (("most", table[:_SHOWN]), ("least", table[_SHOWN:][::-1][:_SHOWN])):
         if len(part):
             square = [ImageOps.pad(pictures[name], (160, 160), color="white") for name in part["image"]]
-            rows[f"{end}\nanomalous"] = [torch.from_numpy(np.asarray(x).copy()).permute(2, 0, 1) for x in square]
+            rows[f"{end}\nanomalous"] = [np.asarray(x).transpose(2, 0, 1) for x in square]
             titles.append([f"{Path(row.image).stem[-18:]}\n{row.score:.1f}" for row in part.itertuples()])
     return plots.image_grid(list(rows.values()), list(rows), titles)
 

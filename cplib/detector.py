@@ -4,6 +4,7 @@ Feature maps of a network are compared with those of the good photographs and of
 score is in standard deviations of the scores that good photographs have under the others: 0 is ordinary.
 """
 
+import copy
 import importlib.util
 import json
 import logging
@@ -22,12 +23,13 @@ import torch
 from PIL import Image
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm import tqdm, trange
 
 from cplib import model, photos, train
 from cplib.augment import views
-from cplib.augment.tasks import METHODS
+from cplib.augment.tasks import METHODS as TASKS
 from cplib.files import replace_bytes
 from cplib.photos import DamagedError, DataError
 from cplib.sections import AugmentConfig, TrainConfig
@@ -36,7 +38,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "cutpaste detector 1"  # of saved files; raise the number when what they hold changes
 BACKBONE = "tf_efficientnetv2_b0"
-TASK = METHODS["cutpaste_3way"]
+TASK = TASKS["cutpaste_3way"]
 # The recipe of params/lite.yaml, with all threads: a test holds them side by side
 TRAIN = TrainConfig(
     **{"updates": 400, "sources": 24, "learning_rate": 0.001, "optimizer": "adamw", "weight_decay": 0.01, "warmup": 20},
@@ -48,35 +50,45 @@ AUGMENT = AugmentConfig(
     **{"translate": 0.0, "jitter": 0.1, "patch_jitter": 0.1, "area_ratio": (0.02, 0.15), "aspect_ratio": (0.3, 3.3)},
     **{"scar_width": (2.0, 16.0), "scar_length": (10.0, 25.0), "scar_angle": (-45.0, 45.0)},
 )
-# By method, its densities: kind, levels of the network, pixels between places, dimensions that are kept (0: all)
-PARTS = {
-    "pretrained": [
-        ("per_location", ("level4", "level5", "level6"), 16, 100),
-        ("nearest", ("level4", "level5", "level6"), 8, 100),
-    ],
-    "cutpaste": [("per_location", (model.POOL,), 0, 0)],
-}
+METHODS = ("pretrained", "cutpaste")
 SIZE = {"pretrained": 384, "cutpaste": 256}  # pixels squared at which a method looks at a photograph, or at a tile
 _MOST_GOOD = 1000  # photographs that the densities are fitted to
+_SCARRED = 100  # photographs on which scars are pasted, to choose a density
 _SAMPLE = 32  # of these, by which features are scaled and reduced
 _BANK = 5000  # places of good photographs among which the nearest is looked for
 _BATCH = 8
 _CHUNK = 16  # photographs that are read side by side
 _DRIFT = 0.05  # p-value below which three quarters of the photographs are for another reason than defects
-_FACTS = ("method_", "photo_size_", "input_size_", "grey_levels_", "good_")  # of a fitted detector, beside tensors
+_FACTS = (
+    "method_",
+    "density_",
+    "scar_aucs_",
+    "photo_size_",
+    "input_size_",
+    "grey_levels_",
+    "good_",
+)  # of a fitted detector, beside tensors
 _LEAST_STD = 1e-3  # floors what good photographs vary by: of equal ones nothing is an infinite defect
 
 Photos = str | Path | Sequence[str | Path] | np.ndarray
 
 
 class Density(nn.Module):
-    """What good features are like. `describe` gives vectors of places, `forward` how far they are from good ones; fit
-    fills the buffers, which are all that is saved."""
+    """What good features are like. `describe` gives vectors of places, `forward` how far they are from good ones; `fit`
+    fills the buffers, which are all that is saved.
 
-    def __init__(self, levels: Sequence[str], stride: int, width: int) -> None:
+    Args:
+        levels: of the network.
+        stride: pixels between places; 0: one place, the average.
+        width: of vectors, reduced to the directions in which good ones vary most; 0: all.
+        unit: whether vectors are scaled to length 1.
+    """
+
+    name = ""
+
+    def __init__(self, levels: Sequence[str], stride: int, width: int, unit: bool) -> None:
         super().__init__()
-        self.levels, self.stride, self.width = tuple(levels), stride, width
-        self.names: list[str] = []
+        self.levels, self.stride, self.width, self.unit = tuple(levels), stride, width, unit
 
     def keep(self, **tensors: Tensor) -> None:
         """Buffers by name, made or replaced."""
@@ -84,14 +96,14 @@ class Density(nn.Module):
             self.register_buffer(name, value)
 
     def features(self, maps: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
-        """Vectors (n, rows, columns, channels) on a grid, of feature maps by level: of length 1 in each level, averaged
-        over 3 x 3 places; without a stride of the average of each tile."""
+        """Vectors (n, rows, columns, channels) on a grid, of feature maps by level, averaged over 3 x 3 places; without
+        a stride, of the average of each tile. All levels weigh alike."""
         found = []
-        for level in self.levels:
+        for k, level in enumerate(self.levels):
             x = maps[level]
             if not self.stride or x.shape[2] > grid[0]:
                 x = nn.functional.avg_pool2d(x, (x.shape[2] // grid[0], x.shape[3] // grid[1]))
-            x = nn.functional.normalize(x, dim=1)
+            x = nn.functional.normalize(x, dim=1) if self.unit else x / self.sizes[k]
             if x.shape[2] < grid[0]:
                 x = nn.functional.interpolate(x, grid, mode="bilinear", align_corners=False)
             found.append(x)
@@ -105,13 +117,15 @@ class Density(nn.Module):
         x = self.features(maps, grid)
         return (x - self.center) @ self.basis if self.width else x
 
-    def scale(self, features: Tensor) -> None:
-        """Choose the directions by features (n, rows, columns, channels) of some good photographs."""
+    def scale(self, maps: dict[str, Tensor], grid: tuple[int, int]) -> None:
+        """Choose what features are divided by, and the directions that are kept, by maps of some good photographs."""
+        self.keep(
+            sizes=torch.stack([maps[level].std((0, 2, 3)).square().mean().sqrt() + 1e-9 for level in self.levels])
+        )
         if self.width:
-            flat = features.flatten(0, 2)
-            center = flat.mean(0)
+            flat = self.features(maps, grid).flatten(0, 2)
             _, vectors = torch.linalg.eigh(torch.cov(flat.T.double()))
-            self.keep(center=center, basis=vectors.flip(1)[:, : self.width].float().contiguous())
+            self.keep(center=flat.mean(0), basis=vectors.flip(1)[:, : self.width].float().contiguous())
 
     def fit(self, good: Tensor, copies: Tensor, generator: torch.Generator) -> Tensor:
         """Fit to vectors (n, rows, columns, d) of good photographs and of copies of them. Returns the distances
@@ -125,6 +139,8 @@ class Density(nn.Module):
 
 class PerLocation(Density):
     """A Gaussian for each place with Ledoit-Wolf shrinkage; the Mahalanobis distance (equation 2, section 4.2)."""
+
+    name = "per_location"
 
     def fit(self, good: Tensor, copies: Tensor, generator: torch.Generator) -> Tensor:
         n, grid, d = len(good), good.shape[1:3], good.shape[3]
@@ -152,6 +168,8 @@ class PerLocation(Density):
 
 class Nearest(Density):
     """The distance to the nearest of some places of good photographs, wherever it is."""
+
+    name = "nearest"
 
     def fit(self, good: Tensor, copies: Tensor, generator: torch.Generator) -> Tensor:
         flat, places = torch.cat([good, copies]).flatten(0, 2), good.shape[1] * good.shape[2]
@@ -188,7 +206,7 @@ def _ledoit_wolf(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _blocks(n: int) -> list[slice]:
-    """Photographs that are left out together: a tenth, one after the other, as those often show the same part or day."""
+    """Photographs left out together: a tenth, one after the other, as those often show the same part or day."""
     size = max(1, n // 10)
     return [slice(start, start + size) for start in range(0, n, size)]
 
@@ -210,23 +228,22 @@ def _left_out(x: Tensor, count: int, share: Tensor) -> Tensor:
 
 
 class Scorer(nn.Module):
-    """Network and densities as one module, from photographs to scores and maps: what is saved and exported."""
+    """Network and density as one module, from photographs to scores and maps: what is saved and exported."""
 
-    def __init__(self, network: model.ProxyClassifier, method: str, tiles: int) -> None:
+    def __init__(self, network: model.ProxyClassifier, densities: Sequence[Density], tiles: int) -> None:
         super().__init__()
-        kinds = {"per_location": PerLocation, "nearest": Nearest}
-        self.network, self.tiles = network, tiles
-        self.parts = nn.ModuleList(kinds[kind](*how) for kind, *how in PARTS[method])
-        self.register_buffer("offset", torch.zeros(len(self.parts)))
-        self.register_buffer("spread", torch.ones(len(self.parts)))
+        self.network, self.tiles, self.density = network, tiles, densities[0]
+        self.candidates = list(densities)
+        self.register_buffer("offset", torch.zeros(()))
+        self.register_buffer("spread", torch.ones(()))
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps by level of images (n, 3, height, width), float in [0, 1]; those of tiles are joined."""
         n, _, height, width = images.shape
         t, h, w = self.tiles, height // self.tiles, width // self.tiles
-        parts = images.view(n, 3, t, h, t, w).permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, h, w)
-        needed, found = {level for part in self.parts for level in part.levels}, {}
-        for level, x in self.network.maps(parts.contiguous(memory_format=torch.channels_last)):
+        tiles = images.view(n, 3, t, h, t, w).permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, h, w)
+        needed, found = {level for density in self.candidates for level in density.levels}, {}
+        for level, x in self.network.maps(tiles.contiguous(memory_format=torch.channels_last)):
             if level in needed:
                 joined = x.float().reshape(n, t, t, *x.shape[1:]).permute(0, 3, 1, 4, 2, 5)
                 found[level] = joined.flatten(4).flatten(2, 3)
@@ -234,45 +251,53 @@ class Scorer(nn.Module):
                 break
         return found
 
-    def grid(self, part: Density, images: Tensor) -> tuple[int, int]:
+    def grid(self, density: Density, images: Tensor) -> tuple[int, int]:
         """Rows and columns of places at which a density looks."""
         height, width = images.shape[2:]
-        return (height // part.stride, width // part.stride) if part.stride else (self.tiles, self.tiles)
+        return (height // density.stride, width // density.stride) if density.stride else (self.tiles, self.tiles)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (n,) and maps (n, rows, columns) of images (n, 3, height, width) uint8, in standard deviations of the
         highest distance that a good photograph has anywhere."""
-        maps = self.maps(images.float() / 255)
-        found = [part(part.describe(maps, self.grid(part, images))) for part in self.parts]
-        found = [(x - self.offset[k]) / self.spread[k] for k, x in enumerate(found)]
-        score = torch.stack([x.amax((1, 2)) for x in found]).mean(0)
-        size = (max(x.shape[1] for x in found), max(x.shape[2] for x in found))
-        grown = [nn.functional.interpolate(x[:, None], size, mode="bilinear") for x in found]
-        return score, torch.cat(grown, 1).mean(1)
+        vectors = self.density.describe(self.maps(images.float() / 255), self.grid(self.density, images))
+        heat = (self.density(vectors) - self.offset) / self.spread
+        return heat.amax((1, 2)), heat
 
     @torch.inference_mode()
-    def fit(self, images: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:
-        """Fit the densities to good photographs (n, 3, height, width) uint8. Returns the scores (n,) float64 of each
-        under densities without it."""
+    def fit(self, images: Tensor, generator: torch.Generator, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+        """Fit the densities to good photographs (n, 3, height, width) uint8, and keep the one that best tells them from
+        copies with a pasted scar. Returns the scores (n,) float64 of each photograph under the density without it,
+        and that AUC by density, if there is a choice."""
         first = self.maps(images[:_SAMPLE].to(device).float() / 255)
-        for part in self.parts:
-            part.scale(part.features(first, self.grid(part, images)))
-        found: dict[Density, list] = {part: [] for part in self.parts}
-        for batch in tqdm(images.split(_BATCH), "good photographs", disable=None, leave=False):
-            jittered = views.augment_input(batch.to(device), AUGMENT, generator)
-            pair = (self.maps(x) for x in (batch.to(device).float() / 255, jittered))
-            for maps in pair:
-                for part in self.parts:
-                    found[part].append(
-                        part.describe(maps, self.grid(part, images)).to(torch.half if part.stride else torch.float)
-                    )
-        scores = []
-        for k, part in enumerate(tqdm(self.parts, "densities", disable=None, leave=False)):
-            good, copies = (torch.cat(found[part][start::2]).float() for start in (0, 1))
-            highest = part.fit(good, copies, generator).amax((1, 2))
-            self.offset[k], self.spread[k] = highest.mean(), max(float(highest.std()), _LEAST_STD)
-            scores.append((highest - self.offset[k]) / self.spread[k])
-        return torch.stack(scores).mean(0).double().cpu()
+        for density in self.candidates:
+            density.scale(first, self.grid(density, images))
+        with_scars = len(images[:_SCARRED]) if len(self.candidates) > 1 else 0
+        found: dict[Density, list] = {density: [] for density in self.candidates}
+        for start in trange(0, len(images), _BATCH, desc="good photographs", disable=None, leave=False):
+            batch = images[start : start + _BATCH].to(device)
+            versions = [batch.float() / 255, views.augment_input(batch, AUGMENT, generator)]
+            if start < with_scars:
+                versions.append(batch.float() / 255)
+                views.VIEWS["cutpaste_scar"](versions[-1], AUGMENT, generator)
+            maps = [self.maps(x) for x in versions]
+            for density, of_density in found.items():
+                kept = torch.half if density.stride else torch.float
+                of_density.append([density.describe(x, self.grid(density, images)).to(kept) for x in maps])
+        best: tuple = (-1.0,)
+        aucs = {}
+        for density, of_density in found.items():
+            good, copies = (torch.cat([x[k] for x in of_density]).float() for k in (0, 1))
+            highest, auc = density.fit(good, copies, generator).amax((1, 2)).double().cpu(), 0.5
+            if with_scars:
+                scarred = torch.cat([density(x[2].float()).amax((1, 2)) for x in of_density if len(x) == 3]).cpu()
+                labels = [0] * len(highest) + [1] * len(scarred)
+                aucs[density.name] = auc = float(roc_auc_score(labels, torch.cat([highest, scarred.double()])))
+            best = max(best, (auc, density, highest), key=lambda x: x[0])
+        _, self.density, highest = best
+        self.candidates = [self.density]
+        self.offset.fill_(highest.mean())
+        self.spread.fill_(max(float(highest.std()), _LEAST_STD))
+        return (highest - self.offset.item()) / self.spread.item(), aucs
 
 
 class Detector(BaseEstimator):
@@ -327,8 +352,9 @@ class Detector(BaseEstimator):
         images = torch.stack([image for _, _, image in read])
         device = torch.device(self.device or train.default_device())
         network = self._network(images, device)
-        self.scorer_ = Scorer(network, self.method_, self.tiles).to(device).eval()
-        self.good_scores_ = np.sort(self.scorer_.fit(images, generator, device).numpy())
+        self.scorer_ = Scorer(network, _densities(self.method_), self.tiles).to(device).eval()
+        scores, self.scar_aucs_ = self.scorer_.fit(images, generator, device)
+        self.good_scores_, self.density_ = np.sort(scores.numpy()), self.scorer_.density.name
         self.good_ = [name for name, *_ in read]
         return self
 
@@ -373,6 +399,20 @@ class Detector(BaseEstimator):
         Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
         replace_bytes(Path(path).expanduser(), content)
 
+    def export(self, path: str | Path) -> None:
+        """Write one ONNX file: from `image` (1, 3, height, width) uint8, RGB, at `input_size_`, to `score` (1,) and
+        `map` (1, rows, columns) float32. It needs the extra `export`."""
+        images = torch.zeros(1, 3, *self._fitted().input_size_, dtype=torch.uint8)
+        program = torch.onnx.export(
+            copy.deepcopy(self.scorer_).cpu().to(memory_format=torch.contiguous_format),
+            (images,),
+            input_names=["image"],
+            output_names=["score", "map"],
+            dynamo=True,
+            verbose=False,
+        )
+        program.save(Path(path).expanduser())
+
     @classmethod
     def load(cls, path: str | Path, device: str | None = None) -> Self:
         """A detector from a file of `save`. A DataError names a file that is none, is damaged or of another version."""
@@ -400,10 +440,10 @@ class Detector(BaseEstimator):
             value = facts[name]
             setattr(found, name, tuple(value) if isinstance(value, list) and name != "good_" else value)
         found.good_scores_ = tensors.pop("good_scores").numpy()
-        found.scorer_ = Scorer(_skeleton(found.method_), found.method_, found.tiles).eval()
-        for k, part in enumerate(found.scorer_.parts):
-            start = f"parts.{k}."
-            part.keep(**{n.removeprefix(start): torch.empty_like(v) for n, v in tensors.items() if n.startswith(start)})
+        densities = _densities(found.method_, [found.density_])
+        found.scorer_ = Scorer(_skeleton(found.method_), densities, found.tiles).eval()
+        own = {n.removeprefix("density."): v for n, v in tensors.items() if n.startswith("density.")}
+        found.scorer_.density.keep(**{n: torch.empty_like(v) for n, v in own.items()})
         found.scorer_.load_state_dict(tensors)
         found.scorer_.to(torch.device(device or train.default_device()))
         with torch.inference_mode():  # what does not fit together shows here
@@ -415,8 +455,8 @@ class Detector(BaseEstimator):
         return _opened(source, self.grey_levels_, self.max_pixels)
 
     def _check(self) -> None:
-        if self.method not in ("auto", *PARTS):
-            raise ValueError(f"method {self.method!r}: unknown; known: auto, {', '.join(PARTS)}")
+        if self.method not in ("auto", *METHODS):
+            raise ValueError(f"method {self.method!r}: unknown; known: auto, {', '.join(METHODS)}")
         for name, least, most in (("size", 64, 2048), ("tiles", 1, 16), ("updates", 1, 2**20 - 1)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and least <= value <= most):
@@ -559,17 +599,21 @@ def _best_method() -> str:
     return "cutpaste"
 
 
+def _densities(method: str, names: Sequence[str] = ("per_location", "nearest")) -> list[Density]:
+    """New densities that a method may have, of some names."""
+    if method == "cutpaste":
+        return [PerLocation((model.POOL,), 0, 0, True)]
+    levels = ("level4", "level5", "level6")
+    found = [PerLocation(levels, 16, 100, False), Nearest(levels, 8, 100, True)]
+    return [density for density in found if density.name in names]
+
+
 def _stripped(network: model.ProxyClassifier, method: str) -> model.ProxyClassifier:
     """Without what gives no feature of the method."""
-    last = max(level for _, levels, *_ in PARTS[method] for level in levels)
     network.head = nn.Identity()
-    if last != model.POOL:
+    if method == "pretrained":
         encoder = network.encoder
-        encoder.blocks, encoder.conv_head, encoder.bn2 = (
-            encoder.blocks[: int(last[5:]) - 1],
-            nn.Identity(),
-            nn.Identity(),
-        )
+        encoder.blocks, encoder.conv_head, encoder.bn2 = encoder.blocks[:5], nn.Identity(), nn.Identity()
     return network.requires_grad_(False).eval()
 
 

@@ -50,6 +50,7 @@ def execute(name: str, output: Path, arguments: list[str]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     # a fixed cell name keeps process ids out of warnings
     os.environ |= {"IPYKERNEL_CELL_NAME": "<cell>", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # bars are drawn as text
     partial = output.with_suffix(".partial.ipynb")
     try:
         papermill([*QUIET, str(CLEAN / f"{name}.ipynb"), str(partial), *arguments], standalone_mode=False)

