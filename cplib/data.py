@@ -119,7 +119,7 @@ def _read_image(path: Path, mode: str, source_size: tuple[int, int]) -> Image.Im
 def _read(folder: Path, files: tuple[list, ...], size: int) -> dict[str, np.ndarray]:
     """The fields of a category but its name, as arrays; `masks` where there are some."""
     source_size, name = read_photo(files[0][0]).size, folder.name
-    train_files, test_files = ([p.relative_to(folder).as_posix() for p in paths] for paths in files[:2])
+    train_files, test_files = ([shown(p.relative_to(folder).as_posix()) for p in paths] for paths in files[:2])
     train, test = ([partial(_read_image, p, "RGB", source_size) for p in paths] for paths in files[:2])
     found = {"train": stack(train, size, f"{name}: training"), "test": stack(test, size, f"{name}: test")}
     found = {k: v.numpy() for k, v in found.items()}
@@ -132,7 +132,10 @@ def _read(folder: Path, files: tuple[list, ...], size: int) -> dict[str, np.ndar
     sha = hashlib.sha256(json.dumps(names).encode())
     for pixels in found.values():
         sha.update(pixels)
-    names |= {"defects": ["good" if _is_good(p.parent) else p.parent.name for p in files[1]], "digest": sha.hexdigest()}
+    names |= {
+        "defects": ["good" if _is_good(p.parent) else shown(p.parent.name) for p in files[1]],
+        "digest": sha.hexdigest(),
+    }
     return found | {k: np.array(v, str) for k, v in names.items()} | {"source_size": np.array(source_size)}
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from cplib import data
+from cplib import data, photos
 
 FLIPS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=4)
 
@@ -50,16 +50,41 @@ def test_layout_becomes_tensors(category):
     assert torch.equal(box.masks, is_black & box.labels[:, None, None])
 
 
-def test_folder_of_bare_images_is_normal_training_data(tmp_path):
-    for name in ("b.png", "a.jpg", "c.bmp"):
-        write(tmp_path / "own" / name, smooth())
-    images, names = data.load_folder(tmp_path / "own", own := load(tmp_path / "own"))
-    assert own.train_files == names == ("a.jpg", "b.png", "c.bmp") and own.test_files == ()
-    assert torch.equal(images, own.train)
-    write(tmp_path / "photos/0.png", smooth(30, 30))
-    for name in ("photos", "missing"):
-        with pytest.raises(data.DataError, match=name):
-            data.load_folder(tmp_path / name, own)
+def test_folder_of_bare_images_is_normal_training_data(tmp_path, caplog):
+    for name in ("b.png", "a.jfif", "c.bmp", "more/d.png"):
+        write(tmp_path / "own" / name, smooth(), format="JPEG" if name == "a.jfif" else None)
+    (tmp_path / "own/e.heic").write_bytes(b"x")
+    own = load(tmp_path / "own")
+    assert own.train_files == ("a.jfif", "b.png", "c.bmp") and own.test_files == ()
+    assert "own/more: left out 1 images" in caplog.text and "e.heic: left out 1 files" in caplog.text
+
+
+def test_ok_and_normal_mean_good(category, caplog):
+    before = load(category)
+    (category / "train/good").rename(category / "train/OK")
+    (category / "test/good").rename(category / "test/ok")
+    (category / "test/hole").rename(category / "test/ko")
+    (category / "ground_truth/hole").rename(category / "ground_truth/ko")
+    with caplog.at_level("INFO"):
+        box = load(category)
+    assert torch.equal(box.labels, before.labels.flip(0)) and box.defects == ("ko",) * 3 + ("good",) * 3
+    assert "test/ok: normal images" in caplog.text and "ko" not in caplog.text
+
+
+def test_names_that_are_not_utf8_can_be_written_everywhere(category):
+    bad = str(category / "train/good").encode() + b"/\x83\x65.png"
+    Path(bad.decode("utf-8", "surrogateescape")).write_bytes((category / "train/good/000.png").read_bytes())
+    assert "train/good/\\udc83e.png" in load(category).train_files
+
+
+def test_no_mask_disappears_when_it_is_reduced(tmp_path, make_category):
+    box = make_category(tmp_path / "box", size=320)
+    for k in range(3):
+        scratch = np.zeros((320, 320), np.uint8)
+        scratch[100 + k : 102 + k, 50:70] = 255
+        write(box / f"ground_truth/hole/{k:03d}_mask.png", scratch)
+    masks = load(box, 32).masks
+    assert (masks[3:].sum((1, 2)) > 0).all() and masks.sum() < 20 and masks[3:, 10].any()
 
 
 def test_hidden_files_and_files_that_are_no_images_are_ignored(category):
@@ -77,9 +102,9 @@ def test_find_looks_beside_the_shared_data(tmp_path, monkeypatch):
     assert [data.find(p) for p in ("nowhere/set", tmp_path)] == [tmp_path / "shared/set", tmp_path]
 
 
-@pytest.mark.parametrize("suffix", sorted(data.SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(photos.SUFFIXES - {".gif", ".pgm"}))
 def test_every_format_is_read_upright(tmp_path, suffix):
-    lossless, turned = suffix not in (".jpg", ".jpeg"), Image.Exif()
+    lossless, turned = not suffix.startswith(".j") or suffix == ".jp2", Image.Exif()
     options = {".webp": {"lossless": True}}.get(suffix, {} if lossless else {"quality": 98, "subsampling": 0})
     write(tmp_path / f"own/0{suffix}", smooth(), **options)
     write(tmp_path / f"own/1{suffix.upper()}", smooth(), **options)
@@ -113,6 +138,7 @@ BAD = {  # what is wrong: the file or folder that is named, and how it comes to 
     "no test images": ("test", lambda p: [f.unlink() for f in p.rglob("*.png")]),
     "mask without image": ("ground_truth/hole/x_mask.png", lambda p: write(p, smooth())),
     "image without mask": ("test/hole/x.png", lambda p: write(p, smooth())),
+    "two masks": ("ground_truth/hole/000_mask.bmp", lambda p: write(p, np.zeros((40, 40), np.uint8))),
     "mask in grey": ("ground_truth/hole/002_mask.png", lambda p: write(p, np.ones((40, 40), np.uint8))),
     "image of another size": ("test/good/001.png", lambda p: write(p, smooth(40, 41))),
     "cut off": ("train/good/003.png", lambda p: p.write_bytes(p.read_bytes()[:99])),
@@ -130,7 +156,9 @@ def test_what_is_wrong_is_an_error_that_names_the_file(category, name, spoil):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(suffix=st.sampled_from(sorted(data.SUFFIXES)), flips=FLIPS, keep=st.floats(0, 1) | st.just(1.0))
+@given(
+    suffix=st.sampled_from(sorted(photos.SUFFIXES - {".gif", ".pgm"})), flips=FLIPS, keep=st.floats(0, 1) | st.just(1.0)
+)
 def test_damaged_file_is_read_or_named_and_damaged_cache_is_recreated(tmp_path, suffix, flips, keep):
     shutil.rmtree(tmp_path)
     path = write(tmp_path / "own" / f"0{suffix}", smooth())
@@ -162,7 +190,7 @@ def test_cache_is_read_in_place_of_the_images_and_no_obstacle(category, tmp_path
     (tmp_path / "file").touch()
     check_equal(box, load(category, 32, tmp_path / "file"))
     assert str(tmp_path / "file") in caplog.text
-    monkeypatch.setattr(data, "read_image", None)
+    monkeypatch.setattr(data, "read_photo", None)
     check_equal(box, load(category, 32, tmp_path / "cache"))
 
 

@@ -2,7 +2,7 @@
 
 python tests/benchmarks/detector.py data/mvtec results/lite --categories bottle pill --methods per_location nearest auto
 
-A row for each category and method goes to tables/detector.csv of the study's folder as soon as it is there; rows that are
+A row for each category and method goes to tables/detector.csv of the study's folder at once; rows that are
 there are not measured again. `per_location` and `nearest` are the pretrained method with that density, `auto` with the
 one that scars choose. Test images are used for these numbers alone.
 """
