@@ -78,8 +78,8 @@ def study(tmp_path_factory) -> Path:
 def test_the_terminal_names_each_stage_once_and_where_to_look_and_no_notices_of_tools(study):
     lines = (study / "terminal").read_text().splitlines()
     named = [name for line in lines if (name := re.sub(r": \d+ s$", "", line)) != line]
-    notebooks = {f"notebook@{name}" for name in NOTEBOOKS if name != "experiment"}
-    assert sorted(named) == sorted(notebooks | {"clean", "experiment@cutpaste_3way-weave"})
+    notebooks = {f"notebook@{name}" for name in NOTEBOOKS if name not in ("experiment", "own_parts")}
+    assert sorted(named) == sorted(notebooks | {"clean", "experiment@cutpaste_3way-weave", "own_parts"})
     assert any(re.search(r"\d runs done after", line) for line in lines)
     assert "see results/tiny/notebooks" in "".join(line for line in lines if line.startswith("done after"))
     of_tools = "git add|dvc |Running stage|TCP|WARN|notice|ERROR|Traceback"
@@ -168,6 +168,12 @@ def test_four_ways_give_the_same_numbers_and_the_same_notebook(study):
         call(command, study)
         assert numbers() == expected, way
         assert notebook.read_bytes() == drawn, way
+
+
+def test_a_category_of_digits_is_told_how_to_be_passed(study):
+    """papermill makes a number of it, which could be another category."""
+    command = ["papermill", "-k", "python3", "build/notebooks/experiment.ipynb", "out.ipynb", "-p", "category", "01"]
+    assert "ConfigError: category: 1 is a number; pass a name of digits by -r" in call(command, study, fails=True)
 
 
 def test_a_notebook_of_what_could_not_be_run_says_so(study):
