@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 # the lock is complete, so that several can install parts of it side by side; -qq: errors only
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help setup repro test quick lint docs lab benchmark preset lock
+.PHONY: help setup repro test quick lint docs site lab benchmark preset lock
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -65,6 +65,11 @@ lint: $(READY)  ## Check style, that imports point one way, and that docs show t
 
 docs: $(READY)  ## Put the tables of results into README.md and docs/
 	$(COG) -r README.md docs/*.md
+
+site: $(READY)  ## Show the committed results as a site: build/site/html/index.html
+	python docs/site.py build/site/source
+	sphinx-build -q -j auto -b html build/site/source build/site/html
+	@echo "open build/site/html/index.html"
 
 lab: $(READY)  ## Open JupyterLab on the notebooks
 	jupyter lab notebooks
