@@ -44,7 +44,7 @@ repro: setup  ## Train and show the study of params.yaml (by default the demo, f
 	dvc repro; } >/dev/null || \
 	{ ls build/logs | sed -E 's|(.*)\.log|\1 failed: see build/logs/&. Once it is mended, `make repro` goes on|' | grep . >&2 || \
 	    echo 'failed as told above. Once it is mended, `make repro` goes on' >&2; exit 1; } && \
-	echo "done after $$(((SECONDS - started) / 60)) min $$(((SECONDS - started) % 60)) s: see results/$$study/notebooks"
+	echo "done after $$(((SECONDS - started) / 60)) min $$(((SECONDS - started) % 60)) s: see results/$$study/notebooks, or make site"
 
 # as many tests side by side as there are cores, each on one thread: more would only wait for each other
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
