@@ -91,6 +91,7 @@ def test_bad_input_gets_exit_status_1_and_one_line(arguments, told, call):
 
 
 def test_claims_leave_their_table(call):
+    Path("results").mkdir()
     Path("results/published").symlink_to(ROOT / "results/published")
     status, lines = call("claims")
     assert status == 0 and "not run" in lines[-1] and Path("results/tiny/claims.csv").exists()
