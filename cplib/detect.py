@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from cplib import photos
-from cplib.detector import Detector, listed
+from cplib.detector import Detector
 from cplib.files import replace_bytes
 from cplib.report import plots
 
@@ -38,7 +38,7 @@ def run(detector: Detector, images: str | Path, to: str | Path | None = None, st
     place = _place(Path(images).expanduser().resolve(), to)
     shutil.rmtree(place / "maps", ignore_errors=True)
     (place / "maps").mkdir(parents=True)
-    sources, heats = dict(zip(*listed(images), strict=True)), {name: heat for name, _, _, heat in scored}
+    sources, heats = dict(zip(*photos.listed(images), strict=True)), {name: heat for name, _, _, heat in scored}
     small, threshold = {}, detector.threshold()
     for rank, name in enumerate(tqdm(table["image"], "heat maps", disable=None, leave=False), 1):
         heated = heat_on(detector.open(sources[name]), heats[name], threshold)

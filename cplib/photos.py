@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ SUFFIXES = frozenset(
 )
 _MORE = frozenset([".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"])
 _LOCK = threading.Lock()  # of a limit that Pillow has once for all threads
+
+
+Photos = str | Path | Sequence[str | Path] | np.ndarray
 
 
 class DataError(ValueError):
@@ -110,3 +114,45 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for a damaged file
         raise DamagedError(f"{shown(path)}: cannot be read as an image ({shown(str(error))})") from None
+
+
+def listed(given: Photos) -> tuple[list[str], list[Path | np.ndarray]]:
+    """Names of photographs, and where they are."""
+    if isinstance(given, np.ndarray):
+        if given.dtype != np.uint8 or given.ndim not in (3, 4) or (given.ndim == 4 and given.shape[3] != 3):
+            shape = f"{given.shape} {given.dtype}"
+            raise DataError(f"array: must be (n, height, width) or (n, height, width, 3) uint8, got {shape}")
+        return [str(k) for k in range(len(given))], list(given)
+    if isinstance(given, str | Path):
+        folder = Path(given).expanduser()
+        found = [folder] if folder.is_file() else list_photos(folder, nested=True)
+        if not found:
+            what = "no photographs in it" if folder.is_dir() else "no such folder"
+            raise DataError(f"{shown(folder)}: {what} ({' '.join(sorted(SUFFIXES))})")
+        return [shown(p.relative_to(folder).as_posix() if p != folder else p.name) for p in found], found
+    found = [Path(p).expanduser() for p in given]
+    return [shown(p) for p in found], found
+
+
+def kind(sources: list[Path | np.ndarray], max_pixels: int) -> tuple[tuple[int, int], tuple[float, float] | None]:
+    """The size that most good photographs have, and the levels of those of 16-bit grey."""
+    if isinstance(sources[0], np.ndarray):
+        return sources[0].shape[1::-1], None
+    sizes, deep = [], []
+    for path in sources:
+        try:
+            size, is_deep = peek(path, max_pixels)
+        except DamagedError:
+            continue
+        sizes.append(size)
+        deep += [path] if is_deep else []
+    if not sizes:
+        raise DataError("none of the good photographs can be read")
+    return Counter(sizes).most_common(1)[0][0], grey_levels(deep, max_pixels) if deep else None
+
+
+def opened(source: Path | np.ndarray, levels: tuple | None, max_pixels: int) -> Image.Image:
+    """A photograph of a file or an array upright, RGB in 8 bits; as `read_photo`."""
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(source).convert("RGB")
+    return read_photo(source, "RGB", levels, max_pixels)

@@ -16,7 +16,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 
-from cplib import Detector, config, detector, model
+from cplib import Detector, config, model, places, scorer
 from cplib.photos import DataError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -87,8 +87,8 @@ def test_conventions_of_scikit_learn(fitted):
 
 def test_the_recipe_is_that_of_lite():
     lite = config.load(ROOT / "params/lite.yaml")
-    assert lite.train.replace(threads=0) == detector.TRAIN
-    assert lite.augment.replace(translate=0.0) == detector.AUGMENT
+    assert lite.train.replace(threads=0) == scorer.TRAIN
+    assert lite.augment.replace(translate=0.0) == scorer.AUGMENT
 
 
 @pytest.mark.parametrize("copies", [0, 1])
@@ -96,7 +96,7 @@ def test_left_out_distances_are_those_of_a_density_without_the_photograph(copies
     n = 300
     good = torch.randn(n, 1, 1, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1.5, 2.0])
     both = torch.cat([good, good + 0.1])[: n * (1 + copies)]
-    density = detector.PerLocation(("pool",), 0, 0, True)
+    density = places.PerLocation(("pool",), 0, 0, True)
     found = density.fit(good, both[n:], torch.Generator()).flatten()
     x, expected = both.flatten(1).double().numpy(), []
     for k in range(0, n, n // 10):
@@ -111,7 +111,7 @@ def test_left_out_distances_are_those_of_a_density_without_the_photograph(copies
 
 def test_the_nearest_place_is_never_of_the_photograph_itself():
     good = torch.randn(5, 2, 3, 4, generator=torch.Generator().manual_seed(0))
-    density = detector.Nearest(("level1",), 8, 0, True)
+    density = places.Nearest(("level1",), 8, 0, True)
     found = density.fit(good, good, torch.Generator().manual_seed(0))
     assert density(good).max() < 1e-2 and found.shape == (5, 2, 3)
     expected = torch.cdist(good[0].flatten(0, 1), good[1:].flatten(0, 2)).amin(1)

@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from cplib import detector, photos
+from cplib import detector, photos, scorer
 from cplib.data import GOOD
 
 
@@ -30,12 +30,12 @@ def measure(folder: Path, method: str) -> dict[str, object]:
         found = detector.Detector("pretrained")
     else:
         chosen, found = ["per_location", "nearest"], detector.Detector(method)
-    every = detector._densities
-    detector._densities = lambda name, names=chosen: every(name, names)
+    every = scorer.densities
+    scorer.densities = lambda name, names=chosen: every(name, names)
     started = time.perf_counter(), time.process_time()
     found.fit(folder / "train" / "good")
     fitted = time.perf_counter(), time.process_time()
-    detector._densities = every
+    scorer.densities = every
     scored, skipped = found.scored(folder / "test")
     seconds = time.perf_counter() - fitted[0]
     table = found.table(scored, skipped)
