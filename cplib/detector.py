@@ -24,7 +24,7 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from tqdm import tqdm
 
-from cplib import model, photos, scorer, train
+from cplib import photos, scorer, train
 from cplib.files import replace_bytes
 from cplib.photos import DamagedError, DataError
 
