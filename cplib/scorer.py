@@ -12,7 +12,7 @@ from tqdm import trange
 from cplib import model, train
 from cplib.augment import views
 from cplib.augment.tasks import METHODS as TASKS
-from cplib.places import Density, Nearest, PerLocation
+from cplib.localize.places import Density, Nearest, PerLocation
 from cplib.sections import AugmentConfig, TrainConfig
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from sklearn.covariance import LedoitWolf
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 
-from cplib import Detector, config, model, places, scorer
+from cplib import Detector, config, model, scorer
+from cplib.localize import places
 from cplib.photos import DataError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -44,4 +44,4 @@ def test_every_stage_has_its_notebook_and_every_dependency_is_a_file():
     decides = {p for p in (ROOT / "cplib").rglob("*.py") if p.parent.name != "report"}
     decides = {p.relative_to(ROOT).as_posix() for p in decides if p.name not in ("__init__.py", "__main__.py")}
     covered = {p for p in decides for d in folders if p == d or p.startswith(f"{d}/")}
-    assert decides - covered == {f"cplib/{n}.py" for n in ("detect", "detector", "download", "places", "scorer")}
+    assert decides - covered == {f"cplib/{n}.py" for n in ("detect", "detector", "download", "scorer")}

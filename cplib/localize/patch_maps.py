@@ -127,7 +127,7 @@ def _mahalanobis(samples: Tensor, points: Tensor) -> Tensor:
     gram = x @ x.mT
     lengths = gram.diagonal(dim1=1, dim2=2)
     trace = lengths.sum(1) / n
-    a = _ledoit_wolf(trace, gram.square().sum((1, 2)) / n**2, lengths.square().sum(1), n, d)
+    a = shrinkage(trace, gram.square().sum((1, 2)) / n**2, lengths.square().sum(1), n, d)
     least = (a * trace / d + _LEAST_VARIANCE)[:, None]
     c = ((1 - a) / n)[:, None, None]
     factor = torch.linalg.cholesky(c * gram + torch.diag_embed(least.expand(-1, n)))
@@ -135,7 +135,7 @@ def _mahalanobis(samples: Tensor, points: Tensor) -> Tensor:
     return (y.square().sum(2) - c[..., 0] * explained) / least
 
 
-def _ledoit_wolf(trace: Tensor, squares: Tensor, fourth: Tensor, n: int, d: int) -> Tensor:
+def shrinkage(trace: Tensor, squares: Tensor, fourth: Tensor, n: int, d: int) -> Tensor:
     """Shrinkage in [0, 1] of a covariance towards its mean variance (Ledoit and Wolf 2004, as scikit-learn), from its
     trace and sums of its squared entries and of the fourth powers of the distances of n samples from their mean."""
     distance = squares - trace**2 / d

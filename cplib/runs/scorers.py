@@ -44,7 +44,8 @@ def _density(run: Run, trained: Trained) -> Result:
             found["held_out_log_density"] = gde.held_out_log_density(name, normal, copies) if is_enough else np.nan
             found |= {"train_mean": float(on_train.mean()), "train_std": float(on_train.std(ddof=1))}
             result.metrics += [(level, name, metric, value) for metric, value in found.items()]
-        result.scores.append(table)
+        if run.part not in ("sensitivity", "curve"):  # tables need their AUC alone, and the default is there many times
+            result.scores.append(table)
     return result
 
 

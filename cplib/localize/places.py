@@ -1,6 +1,6 @@
 """Densities of good photographs at places of an image, for the detector: one for each place, or the nearest of all.
 
-Unlike `localize.patch_maps`, which embeds each patch alone as the paper does, vectors come from the feature maps of a
+Unlike `patch_maps`, which embeds each patch alone as the paper does, vectors come from the feature maps of a
 whole image, and each photograph is also scored as if the density had not seen it.
 """
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from cplib.localize.patch_maps import shrinkage
 
 _BANK = 5000  # places of good photographs among which the nearest is looked for
 
@@ -89,9 +91,11 @@ class PerLocation(Density):
         for x in both.split(max(1, 2**25 // (d * (d + 2 * count)))):
             mean = x.double().mean(1, keepdim=True)
             x = x.double() - mean
-            covariance, share, level = _ledoit_wolf(x)
+            covariance, lengths = x.mT @ x / count, x.square().sum(2)
+            trace = lengths.sum(1) / count
+            share = shrinkage(trace, covariance.square().sum((1, 2)), lengths.square().sum(1), count, d)[:, None, None]
             eye = torch.eye(d, dtype=torch.float64, device=x.device)
-            shrunk = (1 - share) * covariance + (share * level + 1e-9) * eye
+            shrunk = (1 - share) * covariance + (share * trace[:, None, None] / d + 1e-9) * eye
             whiten = torch.linalg.solve_triangular(torch.linalg.cholesky(shrunk), eye, upper=False).mT
             white = (x @ whiten).unflatten(1, (each, n))
             own.append(torch.cat([_left_out(white[:, :, rows], count, share) for rows in _blocks(n)], 1))
@@ -130,18 +134,6 @@ class Nearest(Density):
 
     def forward(self, vectors: Tensor) -> Tensor:
         return self._distances(vectors)
-
-
-def _ledoit_wolf(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Covariances (places, d, d) of centred samples (places, n, d), and (places, 1, 1) how far each is best drawn
-    towards the sphere of which variance (Ledoit and Wolf, 2004)."""
-    n, d = x.shape[1:]
-    covariance = x.mT @ x / n
-    level = covariance.diagonal(dim1=1, dim2=2).mean(1)
-    spread = covariance.square().sum((1, 2)) - d * level.square()
-    noise = (x.square().sum(2).square().sum(1) / n - covariance.square().sum((1, 2))) / n
-    share = (noise / spread.clamp(min=1e-30)).clamp(0, 1)
-    return covariance, share[:, None, None], level[:, None, None]
 
 
 def _blocks(n: int) -> list[slice]:
