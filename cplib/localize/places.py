@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from cplib.localize.patch_maps import shrinkage
 
-_BANK = 5000  # places of good photographs among which the nearest is looked for
+_BANK = 2000  # places of good photographs among which the nearest is looked for
+_POOL = 40_000  # places drawn at random, from which these are taken
 
 
 class Density(nn.Module):
@@ -110,13 +111,15 @@ class PerLocation(Density):
 
 
 class Nearest(Density):
-    """The distance to the nearest of some places of good photographs, wherever it is."""
+    """The distance to the nearest of some places of good photographs, wherever it is. These are taken one by one, each
+    the farthest from those before (the coreset of PatchCore, Roth et al. 2022): rare places are among them too."""
 
     name = "nearest"
 
     def fit(self, good: Tensor, copies: Tensor, generator: torch.Generator) -> Tensor:
         flat, places = torch.cat([good, copies]).flatten(0, 2), good.shape[1] * good.shape[2]
-        chosen = torch.randperm(len(flat), generator=generator)[:_BANK].to(flat.device)
+        pool = torch.randperm(len(flat), generator=generator)[:_POOL].to(flat.device)
+        chosen = pool[_spread(flat[pool].float(), _BANK)]
         self.keep(bank=flat[chosen].float())
         photo, found = chosen // places % len(good), []
         for rows in _blocks(len(good)):
@@ -134,6 +137,15 @@ class Nearest(Density):
 
     def forward(self, vectors: Tensor) -> Tensor:
         return self._distances(vectors)
+
+
+def _spread(x: Tensor, count: int) -> Tensor:
+    """Indices of at most `count` of the vectors (n, d): the first, then ever the farthest from all before."""
+    lengths, nearest, chosen = x.square().sum(1), torch.full((len(x),), torch.inf, device=x.device), [0]
+    for _ in range(min(count, len(x)) - 1):
+        nearest = nearest.minimum(lengths + lengths[chosen[-1]] - 2 * (x @ x[chosen[-1]]))
+        chosen.append(int(nearest.argmax()))
+    return torch.tensor(chosen, device=x.device)
 
 
 def _blocks(n: int) -> list[slice]:
