@@ -60,17 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     learn.add_argument("--good", help="folder of photographs of good parts")
     learn.add_argument("--load", metavar="FILE", help="what --save wrote, in place of --good")
     add("--save", metavar="FILE", help="keep what was learnt")
-    add(
-        "--method", default="auto", help="pretrained, cutpaste, or auto (default): the first if its weights are at hand"
-    )
+    add("--method", help="pretrained, cutpaste, or auto (default): the first if its weights are at hand")
     add(
         "--false-alarms",
         type=float,
-        default=0.01,
         metavar="SHARE",
         help="of good parts that may be called defect (0.01)",
     )
-    add("--tiles", type=int, default=1, help="cut photographs into TILES x TILES parts, for small defects (1)")
+    add("--tiles", type=int, help="cut photographs into TILES x TILES parts, for small defects (1)")
     add("--max-pixels", type=int, help="of a photograph; a larger one is refused (250 million)")
     add("--to", metavar="FOLDER", help="for results (detected/<name of the photographs' folder>)")
     add("--strict", action="store_true", help="stop at a file that cannot be read; else it is left out, with status 3")
@@ -113,13 +110,26 @@ def _do(options: argparse.Namespace) -> int:
 
 
 def _detect(options: argparse.Namespace) -> int:
+    from cplib import photos
     from cplib.detector import Detector
 
+    given = {k: getattr(options, k) for k in ("method", "tiles", "false_alarms", "max_pixels")}
+    given = {k: v for k, v in given.items() if v is not None}
+    # what is wrong is told before minutes of learning
+    if not (options.photos or options.save):
+        raise ConfigError("detect: name photographs to score, or a file by --save")
+    if options.save and Path(options.save).is_dir():
+        raise ConfigError(f"--save {options.save}: is a folder")
+    if options.photos:
+        photos.listed(options.photos)
     if options.load:
-        detector = Detector.load(options.load).set_params(false_alarms=options.false_alarms)
+        if fixed := given.keys() - {"false_alarms", "max_pixels"}:
+            raise ConfigError(f"--{min(fixed)}: was decided when {options.load} was learnt")
+        detector = Detector.load(options.load).set_params(**given)
     else:
-        given = {k: getattr(options, k) for k in ("method", "tiles", "false_alarms", "max_pixels")}
-        detector = Detector(**{k: v for k, v in given.items() if v is not None}).fit(options.good)
+        if options.photos and Path(options.good).resolve() in Path(options.photos).resolve().parents:
+            raise ConfigError(f"{options.photos}: lies within the good photographs, {options.good}; move it out")
+        detector = Detector(**given).fit(options.good)
     if options.save:
         detector.save(options.save)
         log.info("%s: %d good photographs, method %s", options.save, len(detector.good_), detector.method_)

@@ -31,27 +31,33 @@ def run(detector: Detector, images: str | Path, to: str | Path | None = None, st
 
     It writes to the folder `to`, by default detected/<name of the folder>: photos.csv; maps/, each photograph in full
     size with heat where it is unlike good ones; ends.png, both ends of the list; report.html, all in one file. What an
-    earlier call wrote for the same photographs is replaced; of others it is kept, and the next free number is added.
+    earlier call wrote for the same photographs is replaced; of others it is kept, and the next free number is added. A
+    ValueError for a folder `to` that holds anything else.
     """
+    place = _place(Path(images).expanduser().resolve(), to)
+    sources = dict(zip(*photos.listed(images), strict=True))
     scored, skipped = detector.scored(images, strict)
     table = detector.table(scored, skipped)
-    place = _place(Path(images).expanduser().resolve(), to)
     shutil.rmtree(place / "maps", ignore_errors=True)
     (place / "maps").mkdir(parents=True)
-    sources, heats = dict(zip(*photos.listed(images), strict=True)), {name: heat for name, _, _, heat in scored}
-    small, threshold = {}, detector.threshold()
+    replace_bytes(place / photos.RESULTS, json.dumps(str(Path(images).expanduser().resolve())).encode())
+    replace_bytes(place / "photos.csv", table.to_csv(index=False, float_format="%.4g").encode())
+    heats, small = {name: heat for name, _, _, heat in scored}, {}
     for rank, name in enumerate(tqdm(table["image"], "heat maps", disable=None, leave=False), 1):
-        heated = heat_on(detector.open(sources[name]), heats[name], threshold)
-        heated.save(place / "maps" / f"{rank:04d} {name.replace('/', ' ')[-80:]}.jpg", quality=88)
+        short = name.replace("/", " ").encode()[-120:].decode(errors="ignore")
+        try:
+            heated = heat_on(detector.open(sources[name]), heats[name], detector.threshold())
+            heated.save(place / "maps" / f"{rank:04d} {short}.{'png' if max(heated.size) > 65_500 else 'jpg'}")
+        except (ValueError, OSError) as error:  # it may have gone since it was scored
+            log.warning("%s: no heat map (%s)", name, photos.shown(str(error)))
+            heated = Image.new("RGB", (320, 320), "gray")
         if rank <= max(_IN_REPORT, _SHOWN) or rank > len(table) - _SHOWN:
             heated.thumbnail((320, 320))
             small[name] = heated
     plots.use_style()
-    figures = {"ends": ends(table, small), "scores": histogram(table, detector)}
-    for name, figure in figures.items():
+    for name, figure in {"ends": ends(table, small), "scores": histogram(table, detector)}.items():
         figure.savefig(place / f"{name}.png", metadata={"Software": None})
         plots.plt.close(figure)
-    replace_bytes(place / "photos.csv", table.to_csv(index=False, float_format="%.4g").encode())
     replace_bytes(place / "report.html", _report(detector, table, small, place, str(images)).encode())
     found = sum(table["verdict"] == "defect")
     log.info("%s: %d of %d photographs are unlike the good ones; open report.html", place, found, len(table))
@@ -60,7 +66,10 @@ def run(detector: Detector, images: str | Path, to: str | Path | None = None, st
 
 def heat_on(photo: Image.Image, heat: np.ndarray, threshold: float) -> Image.Image:
     """A photograph with a map (rows, columns) of it as heat. It begins where a good photograph is at its most unusual,
-    and is strongest at twice the threshold: equal colours mean the same in all photographs."""
+    and is strongest at twice the threshold: equal colours mean the same in all photographs. A map of one place, which
+    tells no part of the photograph from another, leaves it as it is."""
+    if heat.size == 1:
+        return photo.copy()
     full = Image.fromarray(heat.astype(np.float32)).resize(photo.size, Image.Resampling.BICUBIC)
     warmth = np.clip(np.asarray(full) / max(2 * threshold, 4), 0, 1)[..., None]
     share = 0.65 * np.sqrt(warmth)  # more than linear, as weak heat is to be seen too
@@ -75,8 +84,8 @@ def ends(table: pd.DataFrame, pictures: dict[str, Image.Image]) -> Figure:
         if len(part):
             square = [ImageOps.pad(pictures[name], (160, 160), color="white") for name in part["image"]]
             rows[f"{end}\nanomalous"] = [np.asarray(x).transpose(2, 0, 1) for x in square]
-            titles.append([f"{Path(row.image).stem[-18:]}\n{row.score:.1f}" for row in part.itertuples()])
-    return plots.image_grid(list(rows.values()), list(rows), titles)
+            titles.append([f"{row.image[-18:]}\n{row.score:.1f}" for row in part.itertuples()])
+    return plots.image_grid(list(rows.values()), list(rows), titles) if rows else plots.notice("no photographs")
 
 
 def histogram(table: pd.DataFrame, detector: Detector) -> Figure:
@@ -94,20 +103,18 @@ def histogram(table: pd.DataFrame, detector: Detector) -> Figure:
 
 
 def _place(images: Path, to: str | Path | None) -> Path:
-    """The folder to write to. A note in it says whose results it holds."""
-    number, source = 1, str(images)
+    """The folder to write to: new, empty, or with results, of these photographs if it is not named."""
+    name, number = (images.name if images.is_dir() else images.stem) or "photos", 1
     while True:
-        name = images.name if images.is_dir() else images.stem
-        place = (
-            Path(to).expanduser()
-            if to
-            else Path("detected") / f"{name or 'photos'}{'' if number == 1 else f'-{number}'}"
-        )
-        note = place / "source.json"
-        if to or not note.exists() or json.loads(note.read_text()) == source:
-            place.mkdir(parents=True, exist_ok=True)
-            replace_bytes(note, json.dumps(source).encode())
+        place = Path(to).expanduser() if to else Path("detected") / (name if number == 1 else f"{name}-{number}")
+        note = place / photos.RESULTS
+        is_own = note.exists() and (to or json.loads(note.read_text()) == str(images))
+        if is_own or not place.exists() or (place.is_dir() and not any(place.iterdir())):
             return place
+        if to:
+            raise ValueError(
+                f"{photos.shown(place)}: holds something else than results of a detector; name a new folder"
+            )
         number += 1
 
 

@@ -9,8 +9,8 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,14 +26,13 @@ from tqdm import tqdm
 
 from cplib import photos, scorer, train
 from cplib.files import replace_bytes
-from cplib.photos import DamagedError, DataError
+from cplib.photos import DataError
 
 log = logging.getLogger(__name__)
 
 FORMAT = "cutpaste detector 1"  # of saved files; raise the number when what they hold changes
 SIZE = {"pretrained": 384, "cutpaste": 256}  # pixels squared at which a method looks at a photograph, or at a tile
 _MOST_GOOD = 1000  # photographs that the densities are fitted to
-_CHUNK = 16  # photographs that are read side by side
 _DRIFT = 0.05  # p-value below which three quarters of the photographs are for another reason than defects
 # of a fitted detector, beside tensors
 _FACTS = ("method_", "density_", "scar_aucs_", "photo_size_", "input_size_", "grey_levels_", "good_")
@@ -74,8 +73,13 @@ class Detector(BaseEstimator):
         (n, height, width) or (n, height, width, 3) uint8. Raises DataError, of all but unreadable files, which are
         left out with a warning, and ValueError for parameters out of range."""
         self._check()
-        names, sources = photos.listed(good)
-        generator = torch.Generator().manual_seed(self.random_state)
+        new = copy.copy(self)  # an error leaves the detector as it was
+        new._learn(*photos.listed(good))
+        vars(self).update(vars(new))
+        return self
+
+    def _learn(self, names: list[str], sources: list[Path | np.ndarray]) -> None:
+        generator = torch.Generator().manual_seed(self.random_state or 0)
         if len(sources) > _MOST_GOOD:
             chosen = torch.randperm(len(sources), generator=generator)[:_MOST_GOOD].sort().values.tolist()
             log.info("%d of %d good photographs are used", _MOST_GOOD, len(sources))
@@ -90,12 +94,15 @@ class Detector(BaseEstimator):
             raise DataError(f"{len(read)} good photographs can be read; at least 4 are needed")
         images = torch.stack([image for _, _, image in read])
         device = torch.device(self.device or train.default_device())
-        network = scorer.network(self.method_, images.to(device), self.updates, self.random_state)
+        network = scorer.network(self.method_, images.to(device), self.updates, self.random_state or 0)
         self.scorer_ = scorer.Scorer(network, scorer.densities(self.method_), self.tiles).to(device).eval()
         scores, self.scar_aucs_ = self.scorer_.fit(images, generator, device)
         self.good_scores_, self.density_ = np.sort(scores.numpy()), self.scorer_.density.name
         self.good_ = [name for name, *_ in read]
-        return self
+        if not math.floor(self.false_alarms * (len(read) + 1)) and self.false_alarms:
+            needed = math.ceil(1 / self.false_alarms) - 1
+            told = "%d good photographs tell no rate of %g, %d would: the threshold is their highest score"
+            log.warning(told, len(read), self.false_alarms, needed)
 
     def score(self, images: photos.Photos, strict: bool = False) -> pd.DataFrame:
         """Scores of photographs, the most anomalous first: columns image (name), score, p_value (share of good
@@ -115,26 +122,21 @@ class Detector(BaseEstimator):
 
     def threshold(self, false_alarm_rate: float | None = None) -> float:
         """The score above which at most that share of good photographs lies (default: `false_alarms`). Of n good
-        photographs, no share below 1 / (n + 1) can be told: then it is their highest score, with a warning."""
+        photographs, no share below 1 / (n + 1) can be told: then it is their highest score."""
         scores, rate = self._fitted().good_scores_, self.false_alarms if false_alarm_rate is None else false_alarm_rate
-        allowed = math.floor(rate * (len(scores) + 1))
-        if not allowed:
-            needed = math.ceil(1 / rate) - 1 if rate else math.inf
-            log.warning(
-                "%d good photographs tell no rate of %g, %s would: the threshold is their highest score",
-                len(scores),
-                rate,
-                needed,
-            )
-        return float(scores[len(scores) - max(allowed, 1)])
+        _check_rate("false_alarm_rate" if false_alarm_rate is not None else "false_alarms", rate)
+        return float(scores[len(scores) - max(math.floor(rate * (len(scores) + 1)), 1)])
 
     def save(self, path: str | Path) -> None:
         """Write the detector to a file of safetensors: tensors and JSON, nothing that runs."""
-        self._fitted()
-        facts = {name: getattr(self, name) for name in _FACTS} | {"params": self.get_params()}
+        self._fitted()._check()
+        facts = {name: getattr(self, name) for name in _FACTS} | {"tiles_": self.scorer_.tiles}
+        facts["params"] = self.get_params() | {"device": None}
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.scorer_.state_dict().items()}
         tensors["good_scores"] = torch.from_numpy(self.good_scores_)
-        content = safetensors.torch.save(tensors, {"format": FORMAT, "facts": json.dumps(facts)})
+        content = safetensors.torch.save(
+            tensors, {"format": FORMAT, "facts": json.dumps(facts, default=lambda value: value.item())}
+        )
         Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
         replace_bytes(Path(path).expanduser(), content)
 
@@ -150,6 +152,7 @@ class Detector(BaseEstimator):
             dynamo=True,
             verbose=False,
         )
+        Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
         program.save(Path(path).expanduser())
 
     @classmethod
@@ -167,26 +170,28 @@ class Detector(BaseEstimator):
                 f"{photos.shown(path)}: is of the format {found!r}, this version reads {FORMAT!r}; fit it again"
             )
         try:
-            return cls._restored(json.loads(facts["facts"]), tensors, device)
+            found = cls._restored(json.loads(facts["facts"]), tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"{photos.shown(path)}: damaged detector ({str(error)[:200]})") from None
+        found.device = device
+        found.scorer_.to(torch.device(device or train.default_device()))
+        return found
 
     @classmethod
-    def _restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor], device: str | None) -> Self:
-        found = cls(**facts["params"] | {"device": device})
+    def _restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        found = cls(**facts["params"])
         found._check()
         for name in _FACTS:
             value = facts[name]
             setattr(found, name, tuple(value) if isinstance(value, list) and name != "good_" else value)
         found.good_scores_ = tensors.pop("good_scores").numpy()
         densities = scorer.densities(found.method_, [found.density_])
-        found.scorer_ = scorer.Scorer(scorer.skeleton(found.method_), densities, found.tiles).eval()
+        found.scorer_ = scorer.Scorer(scorer.skeleton(found.method_), densities, int(facts["tiles_"])).eval()
         own = {n.removeprefix("density."): v for n, v in tensors.items() if n.startswith("density.")}
         found.scorer_.density.keep(**{n: torch.empty_like(v) for n, v in own.items()})
         found.scorer_.load_state_dict(tensors)
-        found.scorer_.to(torch.device(device or train.default_device()))
         with torch.inference_mode():  # what does not fit together shows here
-            found.scorer_(torch.zeros(1, 3, *found.input_size_, dtype=torch.uint8, device=found.scorer_.offset.device))
+            found.scorer_(torch.zeros(1, 3, *found.input_size_, dtype=torch.uint8))
         return found
 
     def open(self, source: Path | np.ndarray) -> Image.Image:
@@ -196,12 +201,14 @@ class Detector(BaseEstimator):
     def _check(self) -> None:
         if self.method not in ("auto", *scorer.METHODS):
             raise ValueError(f"method {self.method!r}: unknown; known: auto, {', '.join(scorer.METHODS)}")
-        for name, least, most in (("size", 64, 2048), ("tiles", 1, 16), ("updates", 1, 2**20 - 1)):
+        whole = {"size": (64, 2048), "tiles": (1, 16), "updates": (1, 2**20 - 1), "max_pixels": (1, 2**40)}
+        for name, (least, most) in (whole | {"random_state": (0, 2**12 - 1)}).items():
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and least <= value <= most):
+            if value is None and name not in ("tiles", "max_pixels"):
+                continue
+            if not (isinstance(value, Integral) and least <= value <= most):
                 raise ValueError(f"{name}: must be a whole number from {least} to {most}, got {value!r}")
-        if not 0 <= self.false_alarms < 1:
-            raise ValueError(f"false_alarms: must be a share from 0 to below 1, got {self.false_alarms!r}")
+        _check_rate("false_alarms", self.false_alarms)
 
     def _fitted(self) -> Self:
         if not hasattr(self, "scorer_"):
@@ -209,36 +216,8 @@ class Detector(BaseEstimator):
         return self
 
     def _read(self, names: list[str], sources: list, strict: bool, skipped: list[str]) -> Iterator[tuple]:
-        """Name, size (width, height) and image (3, height, width) uint8 of each photograph, at the detector's size."""
-
-        def one(source: Path | np.ndarray) -> tuple[tuple[int, int], Tensor] | DamagedError:
-            try:
-                photo = self.open(source)
-            except DamagedError as error:
-                return error
-            x = np.asarray(photo.resize(self.input_size_[::-1], Image.Resampling.BILINEAR))
-            return photo.size, torch.from_numpy(x.transpose(2, 0, 1).copy())
-
-        shape, is_told = self.photo_size_, False
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(sources), _CHUNK):
-                chunk = zip(names[start : start + _CHUNK], pool.map(one, sources[start : start + _CHUNK]), strict=True)
-                for name, found in chunk:
-                    if isinstance(found, DamagedError):
-                        if strict:
-                            raise found
-                        log.warning("left out: %s", found)
-                        skipped.append(name)
-                        continue
-                    size, image = found
-                    if size != shape:
-                        told = f"{name}: {size[0]} x {size[1]} pixels, the good ones {shape[0]} x {shape[1]}"
-                        if abs(math.log(size[0] * shape[1] / (size[1] * shape[0]))) > math.log(1.02):
-                            raise DataError(f"{told}: another aspect ratio")
-                        if not is_told:
-                            log.warning("%s: resized, as all that are of another size", told)
-                        is_told = True
-                    yield name, size, image
+        kind = self.photo_size_, self.grey_levels_, self.max_pixels
+        return photos.read_resized(names, sources, self.input_size_, kind, strict, skipped)
 
     @torch.inference_mode()
     def _scored(self, images: photos.Photos, strict: bool, skipped: list[str]) -> Iterator[tuple]:
@@ -264,7 +243,11 @@ class Detector(BaseEstimator):
         good, threshold, rows = self.good_scores_, self.threshold(), []
         for name, (width, height), score, heat in scored:
             y, x = np.unravel_index(heat.argmax(), heat.shape)
-            place = {"x": int((x + 0.5) * width / heat.shape[1]), "y": int((y + 0.5) * height / heat.shape[0])}
+            place = (
+                {}
+                if heat.size == 1
+                else {"x": int((x + 0.5) * width / heat.shape[1]), "y": int((y + 0.5) * height / heat.shape[0])}
+            )
             p_value = (1 + len(good) - np.searchsorted(good, score)) / (1 + len(good))
             verdict = "defect" if score > threshold else "good"
             rows.append({"image": name, "score": score, "p_value": p_value, "verdict": verdict, **place})
@@ -275,3 +258,8 @@ class Detector(BaseEstimator):
         table = table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
         table.attrs["skipped"] = skipped
         return table
+
+
+def _check_rate(name: str, rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name}: must be a share from 0 to below 1, got {rate!r}")

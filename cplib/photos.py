@@ -1,13 +1,17 @@
 """Photographs as people have them: found in folders, and read upright from any format that Pillow reads."""
 
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 log = logging.getLogger(__name__)
@@ -18,6 +22,8 @@ SUFFIXES = frozenset(
     [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".gif", ".ppm", ".pgm", ".tga"]
 )
 _MORE = frozenset([".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"])
+RESULTS = "cutpaste-results.json"  # marks a folder that a detector wrote, in which no photographs are looked for
+_CHUNK = 16  # photographs that are read side by side
 _LOCK = threading.Lock()  # of a limit that Pillow has once for all threads
 
 
@@ -29,7 +35,7 @@ class DataError(ValueError):
 
 
 class DamagedError(DataError):
-    """A file cannot be read as an image."""
+    """A file cannot be read, or not as an image of 8 or 16 bits."""
 
 
 def shown(name: str | Path) -> str:
@@ -39,7 +45,9 @@ def shown(name: str | Path) -> str:
 
 def list_photos(folder: Path, nested: bool = False) -> list[Path]:
     """Photographs of a folder in order by name, `nested`: also of the folders below it; none where it is missing.
-    Hidden files are passed over; anything else that looks like a photograph and is left out is told."""
+    Hidden files and results of a detector are passed over; whatever else looks like a photograph is told."""
+    if (folder / RESULTS).exists():
+        return []
     entries = (
         sorted(p for p in folder.iterdir() if p.name[0] != "." and p.name != "__MACOSX") if folder.is_dir() else []
     )
@@ -49,7 +57,8 @@ def list_photos(folder: Path, nested: bool = False) -> list[Path]:
         log.warning(
             "%s: left out %d files of a format that is not read; save them as PNG", shown(unread[0]), len(unread)
         )
-    for inner in (p for p in entries if p.is_dir()):
+    home = folder.resolve()  # a link to a folder that it lies in has no end
+    for inner in (p for p in entries if p.is_dir() and not home.is_relative_to(p.resolve())):
         below = list_photos(inner, nested=True)
         if nested:
             found += below
@@ -65,27 +74,29 @@ def read_photo(path: Path, mode: str = "RGB", levels: tuple | None = None, max_p
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
         values = np.asarray(image).astype(np.float32)
         if levels is None and 0 < (brightest := int(values.max())) < 2**12:
-            raise DataError(
+            raise DamagedError(
                 f"{shown(path)}: its brightest 16-bit pixel is {brightest}; scale it to 65535, or save 8 bits"
             )
         low, high = levels or (0, 65536)
         image = Image.fromarray(((values - low) * (256 / max(high - low, 1))).clip(0, 255).astype(np.uint8))
+    elif levels is not None:
+        raise DataError(f"{shown(path)}: has 8 bits, the good photographs 16; bring all to one kind")
     if image.mode == "F":
-        raise DataError(f"{shown(path)}: holds floating-point values; save it with 8 or 16 bits")
+        raise DamagedError(f"{shown(path)}: holds floating-point values; save it with 8 or 16 bits")
     return image.convert("RGBA").convert(mode) if image.mode == "P" else image.convert(mode)
 
 
-def grey_levels(paths: Sequence[Path], max_pixels: int = MAX_PIXELS) -> tuple[float, float]:
-    """Darkest and brightest value of 16-bit grey images, but for one pixel in a thousand of each."""
-    found = (np.percentile(np.asarray(_open(path, max_pixels)), (0.1, 99.9)) for path in paths)
-    lows, highs = zip(*found, strict=True)
-    return float(min(lows)), float(max(highs))
+def _range(path: Path, max_pixels: int) -> tuple[float, float]:
+    """Darkest and brightest value of an image but for one pixel in a thousand."""
+    low, high = np.percentile(np.asarray(_open(path, max_pixels)), (0.1, 99.9))
+    return float(low), float(high)
 
 
 def peek(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], bool]:
     """Width and height of an image upright, and whether it is of 16-bit grey. Its pixels are not read."""
     with _opened(path, max_pixels) as image:
-        is_turned = image.getexif().get(0x0112, 1) >= 5  # orientation: by a quarter
+        # by a quarter, as its orientation says; of a TIFF Pillow has seen to it
+        is_turned = image.getexif().get(0x0112, 1) >= 5 and image.format != "TIFF"
         return image.size[:: -1 if is_turned else 1], image.mode.startswith("I")
 
 
@@ -119,7 +130,14 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
 def listed(given: Photos) -> tuple[list[str], list[Path | np.ndarray]]:
     """Names of photographs, and where they are."""
     if isinstance(given, np.ndarray):
-        if given.dtype != np.uint8 or given.ndim not in (3, 4) or (given.ndim == 4 and given.shape[3] != 3):
+        is_one = given.ndim == 3 and given.shape[2] == 3  # a photograph in colour, not n grey ones
+        if (
+            given.dtype != np.uint8
+            or given.ndim not in (3, 4)
+            or is_one
+            or given.shape[3:] not in ((), (3,))
+            or not given.size
+        ):
             shape = f"{given.shape} {given.dtype}"
             raise DataError(f"array: must be (n, height, width) or (n, height, width, 3) uint8, got {shape}")
         return [str(k) for k in range(len(given))], list(given)
@@ -130,6 +148,9 @@ def listed(given: Photos) -> tuple[list[str], list[Path | np.ndarray]]:
             what = "no photographs in it" if folder.is_dir() else "no such folder"
             raise DataError(f"{shown(folder)}: {what} ({' '.join(sorted(SUFFIXES))})")
         return [shown(p.relative_to(folder).as_posix() if p != folder else p.name) for p in found], found
+    given = list(given)
+    if not given or not all(isinstance(p, str | Path) for p in given):
+        raise DataError("photographs: must be a folder, a list of files, or an array (n, height, width, 3) uint8")
     found = [Path(p).expanduser() for p in given]
     return [shown(p) for p in found], found
 
@@ -138,17 +159,22 @@ def kind(sources: list[Path | np.ndarray], max_pixels: int) -> tuple[tuple[int, 
     """The size that most good photographs have, and the levels of those of 16-bit grey."""
     if isinstance(sources[0], np.ndarray):
         return sources[0].shape[1::-1], None
-    sizes, deep = [], []
+    found: dict[bool, list[tuple]] = {False: [], True: []}
     for path in sources:
         try:
             size, is_deep = peek(path, max_pixels)
+            found[is_deep].append((path, size, _range(path, max_pixels) if is_deep else None))
         except DamagedError:
             continue
-        sizes.append(size)
-        deep += [path] if is_deep else []
-    if not sizes:
-        raise DataError("none of the good photographs can be read")
-    return Counter(sizes).most_common(1)[0][0], grey_levels(deep, max_pixels) if deep else None
+    both = found[False] + found[True]
+    if not both:
+        raise DataError(f"none of the good photographs can be read, such as {shown(sources[0])}")
+    if found[False] and found[True]:
+        eight, deep = (shown(found[k][0][0]) for k in (False, True))
+        raise DataError(f"{eight} has 8 bits and {deep} 16; bring all to one kind")
+    levels = [of for *_, of in found[True]]
+    size = Counter(size for _, size, _ in both).most_common(1)[0][0]
+    return size, (min(low for low, _ in levels), max(high for _, high in levels)) if levels else None
 
 
 def opened(source: Path | np.ndarray, levels: tuple | None, max_pixels: int) -> Image.Image:
@@ -156,3 +182,49 @@ def opened(source: Path | np.ndarray, levels: tuple | None, max_pixels: int) -> 
     if isinstance(source, np.ndarray):
         return Image.fromarray(source).convert("RGB")
     return read_photo(source, "RGB", levels, max_pixels)
+
+
+def read_resized(
+    names: list[str],
+    sources: list[Path | np.ndarray],
+    size: tuple[int, int],
+    kind: tuple,
+    strict: bool,
+    skipped: list[str],
+) -> Iterator[tuple[str, tuple[int, int], torch.Tensor]]:
+    """Name, width and height, and image (3, *size) uint8 of each photograph, one after the other.
+
+    Args:
+        kind: the size (width, height) that they should have, and as `opened` takes them, levels and max_pixels.
+        strict: raise DamagedError for one that cannot be read; else it is told, and its name added to `skipped`.
+            A DataError in any case names one whose aspect ratio differs by more than 2 %.
+    """
+    shape, *how = kind
+    is_told = False
+
+    def one(source: Path | np.ndarray) -> tuple[tuple[int, int], torch.Tensor] | DamagedError:
+        try:
+            photo = opened(source, *how)
+        except DamagedError as error:
+            return error
+        x = np.asarray(photo.resize(size[::-1], Image.Resampling.BILINEAR))
+        return photo.size, torch.from_numpy(x.transpose(2, 0, 1).copy())
+
+    with ThreadPoolExecutor() as pool:
+        chunks = (slice(start, start + _CHUNK) for start in range(0, len(sources), _CHUNK))
+        found = ((names[chunk], pool.map(one, sources[chunk])) for chunk in chunks)
+        for name, photo in chain.from_iterable(zip(*pair, strict=True) for pair in found):
+            if isinstance(photo, DamagedError):
+                if strict:
+                    raise photo
+                log.warning("left out: %s", photo)
+                skipped.append(name)
+                continue
+            own, image = photo
+            told = f"{name}: {own[0]} x {own[1]} pixels, the good ones {shape[0]} x {shape[1]}"
+            if abs(math.log(own[0] * shape[1] / (own[1] * shape[0]))) > math.log(1.02):
+                raise DataError(f"{told}: another aspect ratio")
+            if own != shape and not is_told:
+                log.warning("%s: resized, as all that are of another size", told)
+                is_told = True
+            yield name, own, image

@@ -61,12 +61,36 @@ def test_files_that_cannot_be_read_give_status_3_and_wrong_input_one_line(place,
     for line, told in {
         "detect --good parts camera1/today --strict": "damaged.png: cannot be read",
         "detect --good missing camera2/today": "missing: no such folder",
+        "detect --good parts missing --save x": "missing: no such folder",
+        "detect --good parts": "name photographs",
+        "detect --good . camera2/today": "camera2/today: lies within the good photographs",
+        "detect --load x camera2/today --tiles 2": "--tiles: was decided when x was learnt",
+        "detect --good parts camera2/today --to parts": "parts: holds something else",
         "detect --load parts/000.png camera2/today": "000.png: cannot be read as a detector",
         "detect --good parts camera2/today --false-alarms 2": "false_alarms: must be",
         "detect --good parts camera2/today --max-pixels 99": "more than max_pixels = 99",
     }.items():
         caplog.clear()
         assert main(line.split()) == 1 and told in caplog.messages[-1], caplog.messages
+
+
+def test_nothing_of_others_is_touched_and_results_are_no_photographs(place):
+    Path("camera1/today").rename("maps")
+    assert main(["detect", "--good", "parts", "maps", "--to", "."]) == 1
+    assert len(list(Path("maps").rglob("*.png"))) == 6
+    assert main(["detect", "--good", "parts", "maps", "--to", "maps/found", "--save", "m.cutpaste"]) == 0
+    assert main(["detect", "--load", "m.cutpaste", "maps", "--to", "maps/found"]) == 0
+    assert len(pd.read_csv("maps/found/photos.csv")) == 6
+
+
+def test_scores_are_kept_whatever_becomes_of_the_pictures(place, monkeypatch):
+    monkeypatch.setattr(detect, "heat_on", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+    assert main(["detect", "--good", "parts", "camera1/today"]) == 0
+    assert len(pd.read_csv("detected/today/photos.csv")) == 6 and Path("detected/today/report.html").exists()
+    Path("none").mkdir()
+    Path("none/0.png").write_bytes(b"x")
+    assert main(["detect", "--good", "parts", "none"]) == 3
+    assert "none" in Path("detected/none/report.html").read_text()
 
 
 def test_heat_is_where_the_map_is_hot():

@@ -133,8 +133,13 @@ def test_a_folder_of_equal_photographs_gives_finite_scores_and_no_defect(random_
 def test_threshold_and_warning_of_drift(fitted, caplog):
     scores = fitted.good_scores_
     assert fitted.threshold(0.5) == scores[10] and fitted.threshold(0.1) == scores[18]
-    assert fitted.threshold(0.01) == scores[-1] and "20 good photographs tell no rate of 0.01, 99 would" in caplog.text
+    assert fitted.threshold(0.01) == fitted.threshold(0) == scores[-1]
+    Detector(**FAST).fit(GOOD)
+    assert "20 good photographs tell no rate of 0.01, 99 would" in caplog.text
     caplog.clear()
+    for wrong in (1.0, -0.1):
+        with pytest.raises(ValueError, match="false_alarm_rate: must be"):
+            fitted.threshold(wrong)
     fitted.score(GOOD)
     assert "camera" not in caplog.text
     fitted.score(GOOD // 2)
@@ -194,11 +199,32 @@ def test_large_and_deep_photographs(tmp_path, caplog):
         grey.set_params(max_pixels=10**8).score([tmp_path / "line.png"])
 
 
-def test_too_few_or_wrong_good_photographs_are_told():
-    with pytest.raises(DataError, match="3 good photographs"):
-        Detector(**FAST).fit(GOOD[:3])
-    with pytest.raises(DataError, match="uint8"):
-        Detector(**FAST).fit(GOOD / 255)
+def test_wrong_good_photographs_are_told_and_leave_a_detector_as_it_was(tmp_path):
+    found = Detector(**FAST).fit(GOOD)
+    before = found.score(GOOD)
+    for k in range(4):
+        write(tmp_path / f"mixed/{k}.png", part(k)[..., 0])
+        write(tmp_path / f"mixed/deep{k}.png", part(k)[..., 0].astype(np.uint16) * 256)
+    wrong = {"3 good photographs": GOOD[:3], "uint8": GOOD / 255, r"\(40, 60, 3\)": GOOD[0], "list of files": [*GOOD]}
+    wrong |= {"0.png has 8 bits and .*deep0.png 16": tmp_path / "mixed", "nowhere": ["nowhere/0.png"], "must be": []}
+    for told, photographs in wrong.items():
+        with pytest.raises(DataError, match=told):
+            found.set_params(tiles=3).fit(photographs)
+    found.save(tmp_path / "a.cutpaste")
+    assert Detector.load(tmp_path / "a.cutpaste").score(GOOD).equals(before)
+    assert before["x"].isna().all(), "pooled features tell no place"
+
+
+@pytest.mark.parametrize(("height", "width"), [(3000, 60), (60, 3000), (40, 60)])
+def test_shapes_and_turned_files(tmp_path, height, width):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for k, suffix in enumerate(("png", "tif", "jpg", "tif")):
+        image = Image.fromarray(part(k, width, height)).transpose(Image.Transpose.ROTATE_90)
+        write(tmp_path / f"parts/{k}.{suffix}", image, exif=turned)
+    (tmp_path / "parts/again").symlink_to(tmp_path / "parts")
+    found = Detector(**FAST).fit(tmp_path / "parts")
+    assert found.photo_size_ == (width, height) and len(found.good_) == 4
 
 
 def test_tiles_see_small_defects(random_weights):

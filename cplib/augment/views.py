@@ -4,6 +4,7 @@ Images are (n, 3, height, width), float in [0, 1] unless stated. Every sample ha
 `torch.Generator` whatever the device of the images, so a seed means the same on every device.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -121,7 +122,7 @@ VIEWS: dict[str, View] = {
 }
 
 
-def on_crops(config: AugmentConfig, size: int, crop: int) -> AugmentConfig:
+def on_crops(config: AugmentConfig, size: float, crop: int) -> AugmentConfig:
     """Parameters for crops of images of a size. Scars scale with what they are pasted on: here they are enlarged, so
     that on the crop they have the pixels that they have on the image. Without a crop, 0, nothing changes."""
     lengths = {k: getattr(config, k) for k in ("scar_width", "scar_length")}
@@ -138,7 +139,7 @@ def make_batch(
     float32 in [0, 1], class after class, and (classes * n,) labels.
     """
     batch = augment_input(images, config, generator, len(task), crop, place)
-    config = on_crops(config, images.shape[2], crop)
+    config = on_crops(config, math.sqrt(images.shape[2] * images.shape[3]), crop)
     for name, view in zip(task, batch.chunk(len(task)), strict=True):
         VIEWS[name](view, config, generator)
     labels = torch.arange(len(task), device=images.device).repeat_interleave(len(images))
