@@ -35,7 +35,7 @@ SIZE = {"pretrained": 384, "cutpaste": 256}  # pixels squared at which a method 
 _MOST_GOOD = 1000  # photographs that the densities are fitted to
 _DRIFT = 0.05  # p-value below which three quarters of the photographs are for another reason than defects
 # of a fitted detector, beside tensors
-_FACTS = ("method_", "density_", "scar_aucs_", "photo_size_", "input_size_", "grey_levels_", "good_")
+_FACTS = ("method_", "photo_size_", "input_size_", "grey_levels_", "good_")
 
 
 class Detector(BaseEstimator):
@@ -95,9 +95,8 @@ class Detector(BaseEstimator):
         images = torch.stack([image for _, _, image in read])
         device = torch.device(self.device or train.default_device())
         network = scorer.network(self.method_, images.to(device), self.updates, self.random_state or 0)
-        self.scorer_ = scorer.Scorer(network, scorer.densities(self.method_), self.tiles).to(device).eval()
-        scores, self.scar_aucs_ = self.scorer_.fit(images, generator, device)
-        self.good_scores_, self.density_ = np.sort(scores.numpy()), self.scorer_.density.name
+        self.scorer_ = scorer.Scorer(network, self.method_, self.tiles).to(device).eval()
+        self.good_scores_ = np.sort(self.scorer_.fit(images, generator, device).numpy())
         self.good_ = [name for name, *_ in read]
         if not math.floor(self.false_alarms * (len(read) + 1)) and self.false_alarms:
             needed = math.ceil(1 / self.false_alarms) - 1
@@ -185,10 +184,11 @@ class Detector(BaseEstimator):
             value = facts[name]
             setattr(found, name, tuple(value) if isinstance(value, list) and name != "good_" else value)
         found.good_scores_ = tensors.pop("good_scores").numpy()
-        densities = scorer.densities(found.method_, [found.density_])
-        found.scorer_ = scorer.Scorer(scorer.skeleton(found.method_), densities, int(facts["tiles_"])).eval()
-        own = {n.removeprefix("density."): v for n, v in tensors.items() if n.startswith("density.")}
-        found.scorer_.density.keep(**{n: torch.empty_like(v) for n, v in own.items()})
+        found.scorer_ = scorer.Scorer(scorer.skeleton(found.method_), found.method_, int(facts["tiles_"])).eval()
+        for k, density in enumerate(found.scorer_.densities):
+            start = f"densities.{k}."
+            own = {name.removeprefix(start): v for name, v in tensors.items() if name.startswith(start)}
+            density.keep(**{name: torch.empty_like(v) for name, v in own.items()})
         found.scorer_.load_state_dict(tensors)
         with torch.inference_mode():  # what does not fit together shows here
             found.scorer_(torch.zeros(1, 3, *found.input_size_, dtype=torch.uint8))

@@ -2,10 +2,9 @@
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from tqdm import trange
 
@@ -32,83 +31,70 @@ AUGMENT = AugmentConfig(
 )
 METHODS = ("pretrained", "cutpaste")
 BATCH = 8  # photographs at a time
-_SCARRED = 100  # photographs on which scars are pasted, to choose a density
 _SAMPLE = 32  # photographs by which features are scaled and reduced
 _LEAST_STD = 1e-3  # floors what good photographs vary by: of equal ones nothing is an infinite defect
 
 
 class Scorer(nn.Module):
-    """Network and density as one module, from photographs to scores and maps: what is saved and exported."""
+    """Network and densities as one module, from photographs to scores and maps: what is saved and exported."""
 
-    def __init__(self, network: model.ProxyClassifier, densities: Sequence[Density], tiles: int) -> None:
+    def __init__(self, network: model.ProxyClassifier, method: str, tiles: int) -> None:
         super().__init__()
-        self.network, self.tiles, self.density = network, tiles, densities[0]
-        self.candidates = list(densities)
-        self.register_buffer("offset", torch.zeros(()))
-        self.register_buffer("spread", torch.ones(()))
+        self.network, self.tiles, self.densities = network, tiles, nn.ModuleList(densities(method))
+        self.register_buffer("offset", torch.zeros(len(self.densities)))
+        self.register_buffer("spread", torch.ones(len(self.densities)))
 
-    def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps by level of images (n, 3, height, width), float in [0, 1]; those of tiles are joined."""
+    def vectors(self, images: Tensor) -> Iterator[Tensor]:
+        """What each density describes of images (n, 3, height, width), float in [0, 1]."""
+        return (density.describe(*found) for density, found in self.maps(images))
+
+    def maps(self, images: Tensor) -> Iterator[tuple[Density, tuple[dict[str, Tensor], tuple[int, int]]]]:
+        """For each density feature maps by level, those of tiles joined, and rows and columns of its places."""
         n, _, height, width = images.shape
         t, h, w = self.tiles, height // self.tiles, width // self.tiles
         tiles = images.view(n, 3, t, h, t, w).permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, h, w)
-        needed, found = {level for density in self.candidates for level in density.levels}, {}
+        needed, found = {level for density in self.densities for level in density.levels}, {}
         for level, x in self.network.maps(tiles.contiguous(memory_format=torch.channels_last)):
             if level in needed:
                 joined = x.float().reshape(n, t, t, *x.shape[1:]).permute(0, 3, 1, 4, 2, 5)
                 found[level] = joined.flatten(4).flatten(2, 3)
             if len(found) == len(needed):
                 break
-        return found
-
-    def grid(self, density: Density, images: Tensor) -> tuple[int, int]:
-        """Rows and columns of places at which a density looks."""
-        height, width = images.shape[2:]
-        return (height // density.stride, width // density.stride) if density.stride else (self.tiles, self.tiles)
+        for density in self.densities:
+            stride = density.stride
+            yield density, (found, (height // stride, width // stride) if stride else (t, t))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (n,) and maps (n, rows, columns) of images (n, 3, height, width) uint8, in standard deviations of the
-        highest distance that a good photograph has anywhere."""
-        vectors = self.density.describe(self.maps(images.float() / 255), self.grid(self.density, images))
-        heat = (self.density(vectors) - self.offset) / self.spread
-        return heat.amax((1, 2)), heat
+        """Scores (n,) and maps (n, rows, columns) of images (n, 3, height, width) uint8: means over the densities, each
+        in standard deviations of the highest distance that a good photograph has anywhere."""
+        pairs = zip(self.densities, self.vectors(images.float() / 255), strict=True)
+        found = [(density(x) - self.offset[k]) / self.spread[k] for k, (density, x) in enumerate(pairs)]
+        score = torch.stack([x.amax((1, 2)) for x in found]).mean(0)
+        size = (max(x.shape[1] for x in found), max(x.shape[2] for x in found))
+        grown = [nn.functional.interpolate(x[:, None], size, mode="bilinear") for x in found]
+        return score, torch.cat(grown, 1).mean(1)
 
     @torch.inference_mode()
-    def fit(self, images: Tensor, generator: torch.Generator, device: torch.device) -> tuple[Tensor, dict[str, float]]:
-        """Fit the densities to good photographs (n, 3, height, width) uint8, and keep the one that best tells them from
-        copies with a pasted scar. Returns the scores (n,) float64 of each photograph under the density without it,
-        and that AUC by density, if there is a choice."""
-        some = images[:: -(-len(images) // _SAMPLE)]  # neighbours may show the same part
-        first = self.maps(some.to(device).float() / 255)
-        for density in self.candidates:
-            density.scale(first, self.grid(density, images))
-        with_scars = len(images[:_SCARRED]) if len(self.candidates) > 1 else 0
-        found: dict[Density, list] = {density: [] for density in self.candidates}
+    def fit(self, images: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:
+        """Fit the densities to good photographs (n, 3, height, width) uint8 and to a copy of each with colour jitter.
+        Returns the scores (n,) float64 of each photograph under densities without it."""
+        some = images[:: -(-len(images) // _SAMPLE)]  # spread, as neighbours may show the same part
+        for density, found in self.maps(some.to(device).float() / 255):
+            density.scale(*found)
+        both: list[list] = [[], []]  # photographs and copies, in batches, by density
         for start in trange(0, len(images), BATCH, desc="good photographs", disable=None, leave=False):
             batch = images[start : start + BATCH].to(device)
-            versions = [batch.float() / 255, views.augment_input(batch, AUGMENT, generator)]
-            if start < with_scars:
-                versions.append(batch.float() / 255)
-                views.VIEWS["cutpaste_scar"](versions[-1], AUGMENT, generator)
-            maps = [self.maps(x) for x in versions]
-            for density, of_density in found.items():
-                kept = torch.half if density.stride else torch.float
-                of_density.append([density.describe(x, self.grid(density, images)).to(kept) for x in maps])
-        best: tuple = (-1.0,)
-        aucs = {}
-        for density, of_density in found.items():
-            good, copies = (torch.cat([x[k] for x in of_density]).float() for k in (0, 1))
-            highest, auc = density.fit(good, copies, generator).amax((1, 2)).double().cpu(), 0.5
-            if with_scars:
-                scarred = torch.cat([density(x[2].float()).amax((1, 2)) for x in of_density if len(x) == 3]).cpu()
-                labels = [0] * len(highest) + [1] * len(scarred)
-                aucs[density.name] = auc = float(roc_auc_score(labels, torch.cat([highest, scarred.double()])))
-            best = max(best, (auc, density, highest), key=lambda x: x[0])
-        _, self.density, highest = best
-        self.candidates = [self.density]
-        self.offset.fill_(highest.mean())
-        self.spread.fill_(max(float(highest.std()), _LEAST_STD))
-        return (highest - self.offset.item()) / self.spread.item(), aucs
+            for kept, x in zip(
+                both, (batch.float() / 255, views.augment_input(batch, AUGMENT, generator)), strict=True
+            ):
+                kept.append([v.to(torch.half if v[0].numel() > v.shape[-1] else torch.float) for v in self.vectors(x)])
+        scores = []
+        for k, density in enumerate(self.densities):
+            good, copies = (torch.cat([vectors[k] for vectors in kept]).float() for kept in both)
+            highest = density.fit(good, copies, generator).amax((1, 2))
+            self.offset[k], self.spread[k] = highest.mean(), max(float(highest.std()), _LEAST_STD)
+            scores.append((highest - self.offset[k]) / self.spread[k])
+        return torch.stack(scores).mean(0).double().cpu()
 
 
 def network(method: str, images: Tensor, updates: int | None, seed: int) -> model.ProxyClassifier:
@@ -121,13 +107,12 @@ def network(method: str, images: Tensor, updates: int | None, seed: int) -> mode
     return _stripped(net, method)
 
 
-def densities(method: str, names: Sequence[str] = ("per_location", "nearest")) -> list[Density]:
-    """New densities that a method may have, of some names."""
+def densities(method: str) -> list[Density]:
+    """New densities of a method."""
     if method == "cutpaste":
         return [PerLocation((model.POOL,), 0, 0, True)]
     levels = ("level4", "level5", "level6")
-    found = [PerLocation(levels, 16, 100, False), Nearest(levels, 8, 100, True)]
-    return [density for density in found if density.name in names]
+    return [PerLocation(levels, 16, 100, False), Nearest(levels, 8, 100, True)]
 
 
 def _stripped(network: model.ProxyClassifier, method: str) -> model.ProxyClassifier:

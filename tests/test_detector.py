@@ -58,7 +58,7 @@ def test_four_lines_find_defects_and_where_they_are(tmp_path, random_weights):
         write(tmp_path / f"parts/{k}.png", image)
     for k in range(6):
         write(tmp_path / f"photos/day {k // 3}/{k}.JPG", part(100 + k, defect=k % 2 == 1), quality=95)
-    found = Detector(size=96).fit(tmp_path / "parts")
+    found = Detector(size=256).fit(tmp_path / "parts")
     table = found.score(tmp_path / "photos")
     assert list(table) == ["image", "score", "p_value", "verdict", "x", "y"] and found.method_ == "pretrained"
     assert sorted(table["image"]) == [f"day {k // 3}/{k}.JPG" for k in range(6)], "names say the folder"
@@ -258,7 +258,7 @@ def test_damaged_and_hostile_files_are_refused(tmp_path, fitted):
         "wrong parameter": safetensors.torch.save(tensors, facts | {"facts": json.dumps(told | {"params": {"x": 1}})}),
         "wrong size": safetensors.torch.save(tensors, facts | {"facts": json.dumps(told | {"input_size_": [1, 0]})}),
         "tensor missing": safetensors.torch.save({k: v for k, v in tensors.items() if "mean" not in k}, facts),
-        "tensor of another shape": safetensors.torch.save(tensors | {"density.mean": torch.zeros(2, 3)}, facts),
+        "tensor of another shape": safetensors.torch.save(tensors | {"densities.0.mean": torch.zeros(2, 3)}, facts),
     }
     for name, found in bad.items():
         (tmp_path / name).write_bytes(found)
@@ -276,7 +276,8 @@ def test_exported_files_score_as_the_detector(tmp_path, random_weights, method, 
     found = Detector(method=method, size=64, tiles=tiles, updates=1).fit(GOOD)
     found.export(tmp_path / "parts.onnx")
     session = runtime.InferenceSession(tmp_path / "parts.onnx")
-    images = torch.stack([x for *_, x in found._read(list("abc"), list(GOOD[:3]), True, [])])
+    unseen = [part(100 + k, defect=k == 1) for k in range(3)]
+    images = torch.stack([x for *_, x in found._read(list("abc"), unseen, True, [])])
     score, heat = found.scorer_(images)
     for k in range(3):
         own = session.run(["score", "map"], {"image": images[k : k + 1].numpy()})

@@ -26,8 +26,6 @@ class Density(nn.Module):
         unit: whether vectors are scaled to length 1.
     """
 
-    name = ""
-
     def __init__(self, levels: Sequence[str], stride: int, width: int, unit: bool) -> None:
         super().__init__()
         self.levels, self.stride, self.width, self.unit = tuple(levels), stride, width, unit
@@ -82,8 +80,6 @@ class Density(nn.Module):
 class PerLocation(Density):
     """A Gaussian for each place with Ledoit-Wolf shrinkage; the Mahalanobis distance (equation 2, section 4.2)."""
 
-    name = "per_location"
-
     def fit(self, good: Tensor, copies: Tensor, generator: torch.Generator) -> Tensor:
         n, grid, d = len(good), good.shape[1:3], good.shape[3]
         both = torch.cat([good, copies]).flatten(1, 2).transpose(0, 1)  # (places, photographs and copies, d)
@@ -113,8 +109,6 @@ class PerLocation(Density):
 class Nearest(Density):
     """The distance to the nearest of some places of good photographs, wherever it is. These are taken one by one, each
     the farthest from those before (the coreset of PatchCore, Roth et al. 2022): rare places are among them too."""
-
-    name = "nearest"
 
     def fit(self, good: Tensor, copies: Tensor, generator: torch.Generator) -> Tensor:
         flat, places = torch.cat([good, copies]).flatten(0, 2), good.shape[1] * good.shape[2]
