@@ -79,12 +79,13 @@ def test_list_shows_what_is_done_and_what_is_left(call, capsys):
         ("run --part one_class --method scar", "no run"),
         ("run --method untrained --seed 7", "no run"),
         ("run --method cutout --set train.learning_rate=1.0e+30", "loss is not finite"),
-        ("detect --good data/box/train/good empty --method cutpast", "cutpast"),
-        ("detect --good nowhere empty", "nowhere: no such folder"),
+        ("detect --good data/box/train/good data/box/test --method cutpast", "cutpast"),
+        ("detect --good nowhere data/box/test", "nowhere: no such folder"),
+        ("detect --good data/box/train/good empty", "empty: no photographs in it"),
     ],
 )
 def test_bad_input_gets_exit_status_1_and_one_line(arguments, told, call):
-    Path("empty").mkdir()
+    Path("empty").mkdir()  # a folder without photographs
     status, lines = call(arguments)
     errors = [line for line in lines if line.startswith("error")]
     assert status == 1 and len(errors) == 1 and told in errors[0] and "\n" not in errors[0], lines
