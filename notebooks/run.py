@@ -51,6 +51,10 @@ def execute(name: str, output: Path, arguments: list[str]) -> None:
     # a fixed cell name keeps process ids out of warnings
     os.environ |= {"IPYKERNEL_CELL_NAME": "<cell>", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # bars are drawn as text
+    profile = Path("build/ipython/profile_default").resolve()  # figures as JPEG: small, as git keeps them
+    profile.mkdir(parents=True, exist_ok=True)
+    (profile / "ipython_kernel_config.py").write_text('c.InlineBackend.figure_formats = {"jpeg"}\n')
+    os.environ["IPYTHONDIR"] = str(profile.parent)
     partial = output.with_suffix(".partial.ipynb")
     try:
         papermill([*QUIET, str(CLEAN / f"{name}.ipynb"), str(partial), *arguments], standalone_mode=False)

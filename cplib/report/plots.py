@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
@@ -17,14 +18,17 @@ from cplib.runs.store import study_folder
 
 # Okabe and Ito's palette, safe for colour-blind readers
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#7F7F7F"
+WIDTH = 8.0  # inches of a figure as wide as a page
 
 
 def use_style() -> None:
     """Set the look of all figures; call once at the top of a notebook."""
-    looks = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-    looks |= {"figure.dpi": 80, "savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True}
+    looks = {"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8}
+    looks |= {"legend.fontsize": 8, "axes.linewidth": 0.8, "xtick.major.width": 0.8, "ytick.major.width": 0.8}
+    looks |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+    looks |= {"figure.dpi": 110, "savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True}
     looks |= {"text.parse_math": False}  # names of files may hold a $
-    sns.set_theme("notebook", "ticks", font_scale=0.8, rc=looks)
+    sns.set_theme("paper", "ticks", rc=looks)
 
 
 def save(figure: Figure, config: Config, name: str, dpi: int | None = None) -> Path:
@@ -45,9 +49,10 @@ def to_array(image: Any) -> np.ndarray:
 def image_grid(rows: Sequence, row_labels: Sequence[str] = (), titles: Sequence = (), masks: Sequence = ()) -> Figure:
     """Rows of images (3, height, width), of any lengths. `titles` and `masks` are as `rows`, of texts and of masks
     (height, width) bool or None, which are outlined."""
-    columns, size = max(map(len, rows)), 1.15  # inches, as all lengths here
-    # places are computed, as the general layout takes over a second for that many axes
+    # inches, as all lengths here; places are computed, as the general layout takes over a second for that many axes
     gap, label, title = 0.04, 0.9 * bool(row_labels), 0.3 * bool(titles)
+    columns = max(map(len, rows))
+    size = min((WIDTH - label) / columns - gap, 1.6)
     width, height = label + columns * (size + gap), len(rows) * (size + gap + title)
     figure = plt.figure(figsize=(width, height), layout="none")
     spaces = {"left": label / width, "right": 1, "bottom": 0, "top": 1 - title / height}
@@ -60,7 +65,7 @@ def image_grid(rows: Sequence, row_labels: Sequence[str] = (), titles: Sequence 
         for j, (axis, image) in enumerate(zip(axes[i], row, strict=False)):
             axis.imshow(to_array(image), interpolation="nearest")
             if titles:
-                axis.set_title(titles[i][j], fontsize=7, pad=2, y=1)
+                axis.set_title(titles[i][j], pad=2, y=1)
             mask = masks[i][j] if masks else None
             if mask is not None and mask.any():  # a little outside, so that what it encloses stays visible
                 margin = max(1, round(0.02 * mask.shape[0]))
@@ -68,34 +73,54 @@ def image_grid(rows: Sequence, row_labels: Sequence[str] = (), titles: Sequence 
                 axis.contour(outline, [0.5], colors=ORANGE, linewidths=0.9)
         if row_labels:
             name = row_labels[i].replace("_", " ")
-            axes[i][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+            axes[i][0].set_ylabel(name, rotation=0, ha="right", va="center")
     return figure
 
 
-def auc_by_method(table: pd.DataFrame, methods: Sequence[str], ylabel: str = "image AUC (%)") -> Figure:
-    """AUC of each method, a panel per category or average: ours with standard error (open: one seed, which
-    tells none), the paper's value, and the untrained control as a line."""
+def auc_by_method(table: pd.DataFrame, methods: Sequence[str], label: str = "image AUC (%)") -> Figure:
+    """AUC of each method, a panel per category or average: ours with standard error (open: one seed, which tells none),
+    the paper's value, and the untrained control as a line."""
     groups, trained = list(dict.fromkeys(table["group"])), [m for m in methods if m != "untrained"]
-    figure, axes = plt.subplots(1, len(groups), figsize=(1.2 + 1.75 * len(groups), 3.2), sharey=True, squeeze=False)
-    for axis, group in zip(axes[0], groups, strict=True):
+    figure, axes = panels(len(groups), 0.6 + 0.24 * len(trained), sharex=True, sharey=True)
+    for axis, group in zip(axes, groups, strict=True):
         part = table[table["group"] == group].set_index("method").reindex(methods)
-        ours, x = part.loc[trained], np.arange(len(trained))
-        axis.errorbar(x, ours["mean"], ours["stderr"], fmt="o", color=BLUE, capsize=2, label="ours")
+        ours, y = part.loc[trained], np.arange(len(trained))
+        axis.errorbar(ours["mean"], y, xerr=ours["stderr"], fmt="o", ms=5, color=BLUE, capsize=2, label="ours")
         alone = ours["mean"].where(ours["stderr"].isna())
         if alone.notna().any():
-            axis.plot(x, alone, "o", color=BLUE, mfc="white", zorder=5, label="one seed")
-        axis.plot(x, ours["paper"], "x", color=RED, label="paper")
+            axis.plot(alone, y, "o", ms=5, color=BLUE, mfc="white", zorder=5, label="ours, one seed")
+        axis.plot(ours["paper"], y, "x", color=RED, label="paper")
         if "untrained" in part.index:
-            axis.axhline(part.loc["untrained", "mean"], color=GREY, ls="--", lw=1, label="untrained")
+            axis.axvline(part.loc["untrained", "mean"], color=GREY, ls="--", lw=1, label="untrained")
         of_all = ours.index[ours["paper_categories"] == "all of MVTec AD"]
         whom = "" if len(of_all) == ours["paper"].notna().sum() else f" for {', '.join(of_all)}"
-        axis.set_title(group + (f"\n(paper{whom}: all of MVTec AD)" if len(of_all) else ""), fontsize=8)
-        axis.set_xticks(x, trained, rotation=90)
-        axis.set_xlim(-0.6, len(trained) - 0.4)
-        axis.grid(axis="y", lw=0.4)
-    axes[0][0].set_ylabel(ylabel)
-    axes[0][-1].legend(loc="lower left", bbox_to_anchor=(1, 0))
+        axis.set_title(group + (f"\n(paper{whom}: all of MVTec AD)" if len(of_all) else ""))
+        axis.set_yticks(y, [m.replace("_", " ") for m in trained])
+        axis.set_ylim(len(trained) - 0.5, -0.5)
+        axis.grid(lw=0.4)
+    figure.supxlabel(label, fontsize=9)
+    legend(figure, axes)
     return figure
+
+
+def panels(count: int, height: float, columns: int = 4, **shared: Any) -> tuple[Figure, list[Axes]]:
+    """A figure as wide as a page with `count` panels of a height in inches, row by row."""
+    columns = min(columns, max(count, 2))
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * height + 0.6), squeeze=False, **shared)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    for axis in axes.flat[max(0, count - columns) : count]:
+        axis.tick_params(labelbottom=True)  # the lowest of its column, where others are switched off
+    return figure, list(axes.flat[:count])
+
+
+def legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend for all panels, above them."""
+    found: dict[str, Any] = {}
+    for axis in axes:
+        found |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=len(found))
 
 
 def notice(text: str) -> Figure:

@@ -1,0 +1,76 @@
+"""How notebooks open: the study that they show, what of it is missing, and their answer in a sentence."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cplib import config as parameters
+from cplib.config import Config
+from cplib.report import plots, stats, tables
+from cplib.runs import store
+from cplib.runs.plan import Run, plan
+
+NOT_REAL = "**These are not the paper's data**: its averages over MVTec AD stand beside ours for orientation only."
+
+
+def start(params: str, overrides: Mapping[str, Any]) -> Config:
+    """Go to the root of the repository, since JupyterLab starts in the notebook's folder; read the parameters; set the
+    look of figures. A FileNotFoundError outside of the repository."""
+    here = Path.cwd()
+    root = next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), None)
+    if root is None:
+        raise FileNotFoundError(f"{here}: neither it nor a folder above holds dvc.yaml; open this in the repository")
+    os.chdir(root)
+    plots.use_style()
+    return parameters.load(params, overrides)
+
+
+def facts(config: Config, part: str, methods: Sequence[str] = ()) -> str:
+    """In Markdown: the study, and how many runs of a part (of some methods: of those) have no valid results."""
+    runs = [run for run in plan(config, [part]) if not methods or run.method in methods]
+    of_part, train = [run.category for run in runs], config.train
+    text = (
+        f"**Study {config.study}**: {', '.join(dict.fromkeys(of_part))}; {train.updates} updates of {train.sources} "
+        f"source images at {config.data.image_size} px; density {config.gde.density}."
+    )
+    if not set(tables.in_paper(config.categories)):
+        text += " " + NOT_REAL
+    return text + " " + missing(runs, [run for run in store.missing(config, part) if run in set(runs)], part)
+
+
+def missing(runs: Sequence[Run], left: Sequence[Run], part: str) -> str:
+    """In Markdown: how many of some runs are left, by method."""
+    if not left:
+        return f"All {len(runs)} runs are there."
+    planned, lacking = (Counter(run.method for run in which) for which in (runs, left))
+    told = ", ".join(f"{m} {n} of {planned[m]}" for m, n in lacking.items())
+    return f"**Missing are {len(left)} of {len(runs)} runs**: {told} (`python -m cplib run --part {part}`)."
+
+
+def averages(table: pd.DataFrame, methods: Sequence[str]) -> str:
+    """The average AUC of some methods in a sentence; `table` as of `tables.beside_paper`. It is over those categories
+    that the paper has where it lacks others."""
+    group = "in the paper" if "in the paper" in set(table["group"]) else "all"
+    rows = table[table["group"] == group].set_index("method")
+    found = [_average(rows.loc[m], m) for m in methods if m in rows.index]
+    where = "the categories that the paper has" if group == "in the paper" else "all categories"
+    return f"Mean AUC over {where}: {', '.join(found)}." if found else "No method has results on all categories."
+
+
+def _average(row: pd.Series, method: str) -> str:
+    ours, paper = tables.mean_cell(row["mean"], row["stderr"]), row["paper"]
+    return f"{method} **{ours}**" + ("" if pd.isna(paper) else f" (paper {paper:.1f})")
+
+
+def verdicts(claims: pd.DataFrame) -> str:
+    """What was found of claims, rows of `claims.evaluate`, in a sentence: which are reproduced and which are not."""
+    if claims.empty:
+        return ""
+    by = claims.groupby("verdict")["claim"].apply(list)
+    told = [f"{len(by[v])} {v} ({'; '.join(by[v])})" for v in stats.VERDICTS[:2] if v in by]
+    told += [f"{len(by[v])} {v}" for v in (*stats.VERDICTS[2:], stats.NOT_RUN) if v in by]
+    return f"Of {len(claims)} claims: {', '.join(told)}."
