@@ -26,9 +26,9 @@ PAGES = {
         "figure4_localization",
         "cifar10_one_class",
     ],
-    "Beyond the paper": ["claims", "auc_against_compute", "test_set_shift", "own_parts"],
+    "Beyond the paper": ["claims", "auc_against_compute", "test_set_shift", "playground", "own_parts"],
 }
-DOCS = ["results", "choices", "why-not", "detector", "how-to"]
+DOCS = ["results", "choices", "why-not", "detector", "how-to", "developing"]
 
 
 def gather(target: Path) -> None:

@@ -26,6 +26,10 @@ def test_a_notebook_is_clean_short_and_run_by_a_stage_with_its_parameters(path):
     assert cells[0].cell_type == "markdown" and "aper" in cells[0].source, "it opens with the item of the paper"
     assert not any(c.get("outputs") or c.get("execution_count") for c in code)
     assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1
+    opening, parameters, setup, answer = cells[:4]
+    assert "**Question**" in opening.source and "parameters" in parameters.metadata["tags"]
+    assert len([line for line in setup.source.splitlines() if line]) <= 5 and "cfg = page.start(" in setup.source
+    assert "**Answer**" in answer.source, "computed, at the top"
     for cell in code:
         assert len(cell.source.splitlines()) <= 40
         tree = ast.parse(re.sub(r"^[%!].*$", "", cell.source, flags=re.M))
