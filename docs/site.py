@@ -44,7 +44,9 @@ def gather(target: Path) -> None:
         page = nbformat.read(path, 4)
         for cell in page.cells:
             if cell.cell_type == "code":
-                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+                tags = cell.metadata.get("tags", [])
+                is_shown = not {"parameters", "injected-parameters"} & set(tags)
+                cell.metadata["tags"] = [*tags, "hide-input" if is_shown else "remove-cell"]
         page.cells[0].source += _note(study, name, "".join(cell.source for cell in page.cells), executed)
         _copy_linked(page.cells[0].source, path.parent, target)
         (target / path).parent.mkdir(parents=True, exist_ok=True)
