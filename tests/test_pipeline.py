@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -78,8 +79,9 @@ def study(tmp_path_factory) -> Path:
 def test_the_terminal_names_each_stage_once_and_where_to_look_and_no_notices_of_tools(study):
     lines = (study / "terminal").read_text().splitlines()
     named = [name for line in lines if (name := re.sub(r": \d+ s$", "", line)) != line]
-    notebooks = {f"notebook@{name}" for name in NOTEBOOKS if name not in ("experiment", "own_parts")}
-    assert sorted(named) == sorted(notebooks | {"clean", "experiment@cutpaste_3way-weave", "own_parts"})
+    alone = {"own_parts", "playground"}
+    notebooks = {f"notebook@{name}" for name in NOTEBOOKS if name not in {"experiment", *alone}}
+    assert sorted(named) == sorted(notebooks | alone | {"clean", "experiment@cutpaste_3way-weave"})
     assert any(re.search(r"\d runs done after", line) for line in lines)
     assert "see results/tiny/notebooks" in "".join(line for line in lines if line.startswith("done after"))
     of_tools = "git add|dvc |Running stage|TCP|WARN|notice|ERROR|Traceback"
@@ -102,6 +104,19 @@ def test_every_notebook_has_an_executed_copy_that_names_no_machine(name, study):
     kinds = {o.output_type for c in nbformat.read(path, 4).cells for o in c.get("outputs", [])}
     assert kinds and "error" not in kinds
     assert str(study) not in path.read_text() and "site-packages" not in path.read_text()
+
+
+def test_the_line_of_the_readme_installs_what_a_notebook_needs_into_a_fresh_environment(study, tmp_path):
+    line = re.search(r"`%pip (install [^`]*)`", (study / "README.md").read_text())[1]
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    fresh = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    fresh["PATH"] = f"{tmp_path / 'venv/bin'}{os.pathsep}{os.environ['PATH']}"
+    for command in (
+        [*"python -m pip".split(), *shlex.split(line)],
+        ["papermill", "notebooks/augmentations.ipynb", "out.ipynb"],
+    ):
+        done = subprocess.run(command, cwd=study, env=fresh, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_tables_hold_ours_and_the_paper(study):
