@@ -22,7 +22,7 @@ from cplib.report import plots
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 8  # photographs at each end of the list that the picture shows
+_SHOWN = 6  # photographs at each end of the list that the picture shows
 _IN_REPORT = 30  # that the report shows, so that it can be mailed
 
 

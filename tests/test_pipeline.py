@@ -112,7 +112,7 @@ def test_the_line_of_the_readme_installs_what_a_notebook_needs_into_a_fresh_envi
     fresh = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     fresh["PATH"] = f"{tmp_path / 'venv/bin'}{os.pathsep}{os.environ['PATH']}"
     for command in (
-        [*"python -m pip".split(), *shlex.split(line)],
+        [*["python", "-m", "pip"], *shlex.split(line)],
         ["papermill", "notebooks/augmentations.ipynb", "out.ipynb"],
     ):
         done = subprocess.run(command, cwd=study, env=fresh, capture_output=True, text=True)

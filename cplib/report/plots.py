@@ -125,7 +125,7 @@ def legend(figure: Figure, axes: Sequence[Axes]) -> None:
 
 def notice(text: str) -> Figure:
     """A figure that only says why there is nothing to draw."""
-    figure, axis = plt.subplots(figsize=(9, 0.8))  # without axes a notebook would show nothing
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.8))  # without axes a notebook would show nothing
     axis.set_axis_off()
     axis.text(0.5, 0.5, text, ha="center", va="center", color=GREY, fontsize=8, in_layout=False)
     return figure
