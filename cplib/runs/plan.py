@@ -163,8 +163,7 @@ def _own(config: Config, section: LocalizeConfig | OneClassConfig) -> dict[str, 
 
 def _patches(config: Config) -> Iterator[Run]:
     local, own = config.localize, _own(config, config.localize)
-    scoring = _densities(config, [config.gde.density])
-    scoring |= local.model_dump(include={"stride", "sigma", "border"}) | {"densities": sorted(local.densities)}
+    scoring = local.model_dump(include={"stride", "sigma", "border"}) | {"densities": sorted(local.densities)}
     for size in local.patch_sizes:
         own["crop"] = size
         # the tables show the first size, and compare it with the others

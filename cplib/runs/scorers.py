@@ -55,9 +55,7 @@ def _maps(run: Run, trained: Trained) -> Result:
     t, scoring = run.training, run.scoring
     if not (found := load_arrays(path)):
         net, history = trained._network
-        # as at the level of images, a density may also be fitted to copies
-        copies = [trained.jittered(scoring["jitter"])] if "jitter" in scoring else []
-        both = [x.to(trained.device) for x in (torch.cat([images.train, *copies]), images.test)]
+        both = [x.to(trained.device) for x in (images.train, images.test)]
         found = patch_maps.score_maps(net, *both, t.crop, scoring["stride"], t.settings, scoring["densities"])
         found["history"] = json.dumps(history)
         save_arrays(path, **found)

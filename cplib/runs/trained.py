@@ -77,7 +77,7 @@ class Trained:
         return [self.folder / "weights.npz"] if run.part == "detection" and self.training.phases else []
 
     def maps_path(self, run: Run) -> Path:
-        names = ("stride", "densities", "density", "jitter")  # kernel and border come after
+        names = ("stride", "densities", "density")  # kernel and border come after
         return self.folder / f"{run.scorer}-{digest({k: run.scoring.get(k) for k in names})[:8]}.npz"
 
     @cached_property
@@ -141,18 +141,14 @@ class Trained:
         """Embeddings of copies of the training images that a density is also fitted to: none, or one with `jitter`."""
         if not density.endswith(JITTERED):
             return []
-        path = self.folder / f"jittered-{scoring['jitter']:g}.npz"
+        jitter, t = scoring["jitter"], self.training
+        path = self.folder / f"jittered-{jitter:g}.npz"
         if not (found := load_arrays(path)):
-            copies = self.jittered(scoring["jitter"]).to(self.device)
-            levels = train.embed(self.network, copies, self.training.settings)
+            augment, generator = t.augment.replace(jitter=jitter, translate=0), torch.Generator().manual_seed(t.seed)
+            x = (255 * views.augment_input(self.images.train, augment, generator)).round().to(torch.uint8)
+            levels = train.embed(self.network, x.to(self.device), t.settings)
             save_arrays(path, **(found := {name: values.numpy() for name, values in levels.items()}))
         return [found[level]]
-
-    def jittered(self, jitter: float) -> torch.Tensor:
-        """A copy of each training image with colour jitter of a strength, (n, 3, size, size) uint8."""
-        augment = self.training.augment.replace(jitter=jitter, translate=0)
-        generator = torch.Generator().manual_seed(self.training.seed)
-        return (255 * views.augment_input(self.images.train, augment, generator)).round().to(torch.uint8)
 
     def masks(self, run: Run) -> np.ndarray:
         """Masks (m, size, size) bool of the test images, at the size of the patch model; DataError without any."""
