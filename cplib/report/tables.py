@@ -12,7 +12,7 @@ from cplib.files import replace_bytes
 from cplib.report import stats
 from cplib.runs import store
 
-PUBLISHED = Path("results/published/published_results.csv")
+PUBLISHED = Path("results/published")  # the paper's numbers and claims
 UNKNOWN = dict.fromkeys(["difference", "stderr", "margin", "paper"], np.nan)
 UNKNOWN |= {"n": 0, "categories": "", "interval": ""}
 MIXED = "†"  # a mean over runs some of which were trained in bfloat16, some in float32
@@ -21,7 +21,7 @@ PRETRAINED = "_pretrained"  # end of the names of methods without training, whos
 
 def published(*tables: str) -> pd.DataFrame:
     """The paper's numbers of tables: columns group, method, auc and stderr."""
-    rows = pd.read_csv(PUBLISHED)
+    rows = pd.read_csv(PUBLISHED / "published_results.csv")
     return rows[rows["table"].isin(tables)][["group", "method", "auc", "stderr"]]
 
 
