@@ -184,7 +184,7 @@ class Detector(BaseEstimator):
             value = facts[name]
             setattr(found, name, tuple(value) if isinstance(value, list) and name != "good_" else value)
         found.good_scores_ = tensors.pop("good_scores").numpy()
-        found.scorer_ = scorer.Scorer(scorer.skeleton(found.method_), found.method_, int(facts["tiles_"])).eval()
+        found.scorer_ = scorer.Scorer(scorer.network(found.method_), found.method_, int(facts["tiles_"])).eval()
         for k, density in enumerate(found.scorer_.densities):
             start = f"densities.{k}."
             own = {name.removeprefix(start): v for name, v in tensors.items() if name.startswith(start)}
