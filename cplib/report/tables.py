@@ -140,14 +140,9 @@ def compare(found: pd.DataFrame, config: Config, better: str, worse: str, *table
     if difference.empty:
         return UNKNOWN
     mean, by_seed = difference.mean(), difference.mean(axis=1)
-    told = {"difference": by_seed.mean(), **stats.t_interval(by_seed), "n": len(by_seed)}
-    told |= {"categories": f"{(mean > 0).sum()} of {len(mean)}", "paper": _theirs(config, better, worse, *tables)}
-    return told
-
-
-def _theirs(config: Config, better: str, worse: str, *tables: str) -> float:
-    """The paper's difference of two methods, for those of the study's categories that it has, else over all."""
     paper = published(*tables).pivot_table("auc", "group", "method").reindex(columns=[better, worse])
     known = paper.reindex(in_paper(config.categories)).dropna()
-    rows = known if len(known) else paper.reindex(["all"])
-    return float((rows[better] - rows[worse]).mean())
+    paper = known if len(known) else paper.reindex(["all"])
+    told = {"difference": by_seed.mean(), **stats.t_interval(by_seed), "n": len(by_seed)}
+    told |= {"categories": f"{(mean > 0).sum()} of {len(mean)}", "paper": (paper[better] - paper[worse]).mean()}
+    return told
