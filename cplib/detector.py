@@ -221,7 +221,7 @@ class Detector(BaseEstimator):
 
     @torch.inference_mode()
     def _scored(self, images: photos.Photos, strict: bool, skipped: list[str]) -> Iterator[tuple]:
-        """Name, size, score and map (rows, columns) float32 of each photograph."""
+        """As `scored`, one after the other; names of those left out are added to `skipped`."""
         module, (names, sources) = self._fitted().scorer_, photos.listed(images)
         bar = tqdm(total=len(sources), desc="photographs", disable=None, leave=False)
         read = self._read(names, sources, strict, skipped)

@@ -1,9 +1,8 @@
 """The paper's claims, a row each: what a study's results say of them, and a verdict.
 
-A claim is a difference in percent points that the paper says is above 0. `stats.verdict` judges ours: *reproduced* or
-*not reproduced* where its 95 % confidence interval lies above or below 0, else *undecided*. The interval is over seeds,
-of differences paired by seed. Where there are no seeds to pair, as for ensembles and pretrained features, it is over
-test images (bootstrap). Notebooks of tables show the rows of their table.
+A claim is a difference in percent points that the paper says is above 0; `stats.verdict` judges ours. Its interval is
+over seeds, of differences paired by seed. Where there are no seeds to pair, as for ensembles and pretrained features,
+it is over test images (bootstrap).
 """
 
 from collections.abc import Sequence
