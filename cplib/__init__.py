@@ -1,7 +1,7 @@
 """cplib: CutPaste (Li et al., CVPR 2021), self-supervised anomaly detection and localization.
 
-Imports point one way: `config`, `photos` > `data` > `augment` > `model` > `train` > `gde` > `localize`, `synthetic` >
-`runs` > `report` > `detect`. `Detector` finds defects in one's own parts; `python -m cplib` is the command line.
+`Detector` finds defects in one's own parts; `python -m cplib` is the command line; docs/developing.md says which file
+holds what.
 """
 
 from typing import Any

@@ -1,7 +1,6 @@
 """What `python -m cplib detect` does: photographs beside good ones as a table, heat maps, pictures and a report."""
 
 import base64
-import html
 import io
 import json
 import logging
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, PackageLoader
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
@@ -119,51 +119,19 @@ def _place(images: Path, to: str | Path | None) -> Path:
 
 
 def _report(detector: Detector, table: pd.DataFrame, small: dict[str, Image.Image], place: Path, images: str) -> str:
-    def picture(content: bytes, kind: str, text: str) -> str:
-        return f'<img alt="{html.escape(text)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
-
     def thumbnail(name: str) -> str:
         out = io.BytesIO()
         small[name].save(out, "JPEG", quality=80)
-        return picture(out.getvalue(), "jpeg", name)
+        return base64.b64encode(out.getvalue()).decode()
 
-    skipped, levels = table.attrs["skipped"], detector.grey_levels_
-    facts = [
-        f"{len(table)} photographs of <b>{html.escape(photos.shown(images))}</b>, {len(detector.good_)} good ones",
-        f"method {detector.method_}, photographs of {' x '.join(map(str, detector.photo_size_))} pixels seen at "
-        f"{' x '.join(map(str, detector.input_size_[::-1]))}",
-        f"threshold {detector.threshold():.2f} for at most {100 * detector.false_alarms:g} % false alarms",
-        *([f"16-bit grey: values {levels[0]:g} to {levels[1]:g} shown as black to white"] if levels else []),
-        *([f"left out, as they cannot be read: {html.escape(', '.join(skipped))}"] if skipped else []),
-    ]
-    cards = [
-        f'<figure class="{row.verdict}">{thumbnail(row.image)}<figcaption>{html.escape(row.image)}<br>score '
-        f"{row.score:.1f}, p {row.p_value:.3g}, {row.verdict}</figcaption></figure>"
-        for row in table[:_IN_REPORT].itertuples()
-    ]
-    rows = table.to_html(index=False, border=0, float_format=lambda v: f"{v:.3g}")
-    scores = picture((place / "scores.png").read_bytes(), "png", "histogram of the scores, with the threshold")
-    found = sum(table["verdict"] == "defect")
-    return _PAGE.format(
-        found=f"{found} of {len(table)} photographs are unlike the good ones",
-        facts="".join(f"<li>{fact}</li>" for fact in facts),
-        scores=scores,
-        cards="".join(cards),
-        shown=min(_IN_REPORT, len(table)),
-        rows=rows,
+    template = Environment(loader=PackageLoader("cplib", "."), autoescape=True).get_template("detect.html")
+    return template.render(
+        title=f"{sum(table['verdict'] == 'defect')} of {len(table)} photographs are unlike the good ones",
+        detector=detector,
+        table=table,
+        images=photos.shown(images),
+        skipped=table.attrs["skipped"],
+        histogram=base64.b64encode((place / "scores.png").read_bytes()).decode(),
+        cards=[(row, thumbnail(row.image)) for row in table[:_IN_REPORT].itertuples()],
+        rows=table.to_html(index=False, border=0, float_format=lambda v: f"{v:.3g}"),
     )
-
-
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{found}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-img {{ max-width: 100% }} .cards {{ display: grid; gap: 1rem }}
-.cards {{ grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)) }}
-figure {{ margin: 0; padding: .4rem; border: 2px solid #ccc }} figure.defect {{ border-color: #b03a00 }}
-figcaption {{ font-size: .8rem; overflow-wrap: anywhere }} .table {{ overflow-x: auto }}
-td, th {{ padding: .15rem .8rem; text-align: right }} td:first-child, th:first-child {{ text-align: left }}
-</style><h1>{found}</h1><ul>{facts}</ul>{scores}
-<h2>The {shown} most anomalous</h2><p>Heat is strongest where a photograph is least like the good ones. A score of 0 is
-ordinary; p is the share of good photographs that score as high.</p><div class="cards">{cards}</div>
-<h2>All photographs</h2><div class="table">{rows}</div></html>
-"""

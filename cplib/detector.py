@@ -184,7 +184,7 @@ class Detector(BaseEstimator):
             value = facts[name]
             setattr(found, name, tuple(value) if isinstance(value, list) and name != "good_" else value)
         found.good_scores_ = tensors.pop("good_scores").numpy()
-        found.scorer_ = scorer.Scorer(scorer.skeleton(found.method_), found.method_, int(facts["tiles_"])).eval()
+        found.scorer_ = scorer.Scorer(scorer.network(found.method_), found.method_, int(facts["tiles_"])).eval()
         for k, density in enumerate(found.scorer_.densities):
             start = f"densities.{k}."
             own = {name.removeprefix(start): v for name, v in tensors.items() if name.startswith(start)}
@@ -221,7 +221,7 @@ class Detector(BaseEstimator):
 
     @torch.inference_mode()
     def _scored(self, images: photos.Photos, strict: bool, skipped: list[str]) -> Iterator[tuple]:
-        """Name, size, score and map (rows, columns) float32 of each photograph."""
+        """As `scored`, one after the other; names of those left out are added to `skipped`."""
         module, (names, sources) = self._fitted().scorer_, photos.listed(images)
         bar = tqdm(total=len(sources), desc="photographs", disable=None, leave=False)
         read = self._read(names, sources, strict, skipped)

@@ -70,7 +70,9 @@ def list_photos(folder: Path, nested: bool = False) -> list[Path]:
 def read_photo(path: Path, mode: str = "RGB", levels: tuple | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An image file in 8 bits, upright, of a mode of Pillow. 16-bit grey is divided by 256, or scaled so that `levels`,
     two of its values, become 0 and 255. A DataError names a file that is damaged or larger than `max_pixels`."""
-    image = _open(path, max_pixels)
+    with _opened(path, max_pixels) as file:
+        file.load()
+        image = ImageOps.exif_transpose(file)  # as viewers show what a camera took so
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
         values = np.asarray(image).astype(np.float32)
         if levels is None and 0 < (brightest := int(values.max())) < 2**12:
@@ -84,27 +86,6 @@ def read_photo(path: Path, mode: str = "RGB", levels: tuple | None = None, max_p
     if image.mode == "F":
         raise DamagedError(f"{shown(path)}: holds floating-point values; save it with 8 or 16 bits")
     return image.convert("RGBA").convert(mode) if image.mode == "P" else image.convert(mode)
-
-
-def _range(path: Path, max_pixels: int) -> tuple[float, float]:
-    """Darkest and brightest value of an image but for one pixel in a thousand."""
-    low, high = np.percentile(np.asarray(_open(path, max_pixels)), (0.1, 99.9))
-    return float(low), float(high)
-
-
-def peek(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], bool]:
-    """Width and height of an image upright, and whether it is of 16-bit grey. Its pixels are not read."""
-    with _opened(path, max_pixels) as image:
-        # by a quarter, as its orientation says; of a TIFF Pillow has seen to it
-        is_turned = image.getexif().get(0x0112, 1) >= 5 and image.format != "TIFF"
-        return image.size[:: -1 if is_turned else 1], image.mode.startswith("I")
-
-
-def _open(path: Path, max_pixels: int) -> Image.Image:
-    """An image upright, as viewers show what a camera took so, in the mode of its file."""
-    with _opened(path, max_pixels) as image:
-        image.load()
-        return ImageOps.exif_transpose(image)
 
 
 @contextmanager
@@ -162,17 +143,22 @@ def kind(sources: list[Path | np.ndarray], max_pixels: int) -> tuple[tuple[int, 
     found: dict[bool, list[tuple]] = {False: [], True: []}
     for path in sources:
         try:
-            size, is_deep = peek(path, max_pixels)
-            found[is_deep].append((path, size, _range(path, max_pixels) if is_deep else None))
+            with _opened(path, max_pixels) as image:
+                # by a quarter, as its orientation says; of a TIFF Pillow has seen to it
+                is_turned = image.getexif().get(0x0112, 1) >= 5 and image.format != "TIFF"
+                size, is_deep = image.size[:: -1 if is_turned else 1], image.mode.startswith("I")
+                # of 16 bits the darkest and brightest value but for one pixel in a thousand; else no pixels are read
+                span = np.percentile(np.asarray(image), (0.1, 99.9)).tolist() if is_deep else None
         except DamagedError:
             continue
+        found[is_deep].append((path, size, span))
     both = found[False] + found[True]
     if not both:
         raise DataError(f"none of the good photographs can be read, such as {shown(sources[0])}")
     if found[False] and found[True]:
         eight, deep = (shown(found[k][0][0]) for k in (False, True))
         raise DataError(f"{eight} has 8 bits and {deep} 16; bring all to one kind")
-    levels = [of for *_, of in found[True]]
+    levels = [span for *_, span in found[True]]
     size = Counter(size for _, size, _ in both).most_common(1)[0][0]
     return size, (min(low for low, _ in levels), max(high for _, high in levels)) if levels else None
 

@@ -97,14 +97,22 @@ class Scorer(nn.Module):
         return torch.stack(scores).mean(0).double().cpu()
 
 
-def network(method: str, images: Tensor, updates: int | None, seed: int) -> model.ProxyClassifier:
-    """The network of a method: pretrained, or trained on images (n, 3, height, width) uint8."""
+def network(
+    method: str, images: Tensor | None = None, updates: int | None = None, seed: int = 0
+) -> model.ProxyClassifier:
+    """The network of a method without what gives no feature of it: pretrained, or trained on images
+    (n, 3, height, width) uint8. Without images its weights are random, to be replaced by those of a file."""
     if method == "pretrained":
-        return _stripped(model.build_pretrained(BACKBONE, "pretrained", len(TASK), 0), method)
-    config = TRAIN if updates is None else TRAIN.replace(updates=updates)
-    net = model.build(len(TASK), seed)
-    train.fit(net, images, TASK, AUGMENT, config, seed, config.crop)
-    return _stripped(net, method)
+        net = model.build_pretrained(BACKBONE, "none" if images is None else "pretrained", len(TASK), 0)
+        encoder = net.encoder
+        encoder.blocks, encoder.conv_head, encoder.bn2 = encoder.blocks[:5], nn.Identity(), nn.Identity()
+    else:
+        net = model.build(len(TASK), seed)
+        if images is not None:
+            config = TRAIN if updates is None else TRAIN.replace(updates=updates)
+            train.fit(net, images, TASK, AUGMENT, config, seed, config.crop)
+    net.head = nn.Identity()
+    return net.requires_grad_(False).eval()
 
 
 def densities(method: str) -> list[Density]:
@@ -113,22 +121,6 @@ def densities(method: str) -> list[Density]:
         return [PerLocation((model.POOL,), 0, 0, True)]
     levels = ("level4", "level5", "level6")
     return [PerLocation(levels, 16, 100, False), Nearest(levels, 8, 100, True)]
-
-
-def _stripped(network: model.ProxyClassifier, method: str) -> model.ProxyClassifier:
-    """Without what gives no feature of the method."""
-    network.head = nn.Identity()
-    if method == "pretrained":
-        encoder = network.encoder
-        encoder.blocks, encoder.conv_head, encoder.bn2 = encoder.blocks[:5], nn.Identity(), nn.Identity()
-    return network.requires_grad_(False).eval()
-
-
-def skeleton(method: str) -> model.ProxyClassifier:
-    """The network of a method, whose weights come from a file."""
-    if method == "pretrained":
-        return _stripped(model.build_pretrained(BACKBONE, "none", len(TASK), 0), method)
-    return _stripped(model.build(len(TASK), 0), method)
 
 
 def best_method() -> str:

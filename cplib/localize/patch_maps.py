@@ -168,8 +168,3 @@ def score_maps(
         for name, density in fitted.items():
             maps[name][rows] = density.score(embeddings).cpu().numpy()
     return maps
-
-
-def image_scores(maps: np.ndarray) -> np.ndarray:
-    """Scores (m,) of images from maps (m, rows, columns): the highest of their patches (figure 1)."""
-    return maps.reshape(len(maps), -1).max(1)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import torch
 from scipy import ndimage
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 from torch.nn import functional
 
 
@@ -64,23 +64,16 @@ def aupro(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> float:
     """Area under the per-region overlap up to a false positive rate over the normal pixels of all images, divided by
     this limit (Bergmann et al., IJCV 2021). Every connected region of a mask counts the same, however large; pixels
     that touch at a corner are one. Maps and masks as `auroc`; in no table of the paper."""
-    normal = maps[~masks]
-    total = len(normal)
+    weights = np.ones(masks.shape)
+    for mask, weight in zip(masks, weights, strict=True):
+        inside = ndimage.label(mask, np.ones((3, 3)))[0][mask]
+        weight[mask] = 1 / np.bincount(inside)[inside]  # every region weighs 1 in all
+    total = int((~masks).sum())
     kept = min(math.ceil(limit * total) + 1, total)
-    normal = normal[normal >= np.partition(normal, -kept)[-kept]]
-    # Of each pixel its score, and what it adds to the overlap
-    scores, overlaps, regions = [normal], [np.zeros(len(normal))], 0
-    for scored, mask in zip(maps, masks, strict=True):
-        labels, count = ndimage.label(mask, np.ones((3, 3)))
-        inside = labels[mask]
-        scores.append(scored[mask])
-        overlaps.append(1 / np.bincount(inside)[inside])
-        regions += count
-    score, overlap = np.concatenate(scores), np.concatenate(overlaps) / regions
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # pixels of one score come together
-    false = np.append(0.0, np.cumsum(order < len(normal))[last] / total)
-    found = np.append(0.0, np.cumsum(overlap[order])[last])
+    # normal pixels that score lower come after the limit, and would take most of the time
+    chosen = masks | (maps >= np.partition(maps[~masks], -kept)[-kept])
+    false, found, _ = roc_curve(masks[chosen], maps[chosen], sample_weight=weights[chosen])
+    false *= (~masks[chosen]).sum() / total
     within = false < limit
     x, y = np.append(false[within], limit), np.append(found[within], np.interp(limit, false, found))
     return float(np.trapezoid(y, x) / limit)

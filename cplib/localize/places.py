@@ -16,8 +16,8 @@ _POOL = 40_000  # places drawn at random, from which these are taken
 
 
 class Density(nn.Module):
-    """What good features are like. `describe` gives vectors of places, `forward` how far they are from good ones; `fit`
-    fills the buffers, which are all that is saved.
+    """What good features are like. `describe` gives vectors (n, rows, columns, d) of places, `forward` their distances
+    (n, rows, columns) from good ones; `fit` fills the buffers, which are all that is saved.
 
     Args:
         levels: of the network.
@@ -72,10 +72,6 @@ class Density(nn.Module):
         (n, rows, columns) of the good ones from what the density would be without the photograph itself."""
         raise NotImplementedError
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Distances (n, rows, columns) of vectors (n, rows, columns, d) from good ones."""
-        raise NotImplementedError
-
 
 class PerLocation(Density):
     """A Gaussian for each place with Ledoit-Wolf shrinkage; the Mahalanobis distance (equation 2, section 4.2)."""
@@ -118,19 +114,17 @@ class Nearest(Density):
         photo, found = chosen // places % len(good), []
         for rows in _blocks(len(good)):
             left_out = (photo >= rows.start) & (photo < rows.stop)
-            found += [self._distances(x[None], left_out) for x in good[rows]]
+            found += [self(x[None], left_out) for x in good[rows]]
         return torch.cat(found)
 
-    def _distances(self, vectors: Tensor, left_out: Tensor | None = None) -> Tensor:
+    def forward(self, vectors: Tensor, left_out: Tensor | None = None) -> Tensor:
+        """`left_out` (k,), bool: which places of the bank do not count."""
         x = vectors.flatten(0, 2)
         squared = self.bank.square().sum(1) - 2 * (x @ self.bank.T)
         if left_out is not None:
             squared = squared.masked_fill(left_out, torch.inf)
         nearest = squared.amin(1) + x.square().sum(1)
         return nearest.clamp(min=0).sqrt().reshape(vectors.shape[:3])
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        return self._distances(vectors)
 
 
 def _spread(x: Tensor, count: int) -> Tensor:

@@ -1,9 +1,8 @@
 """The paper's claims, a row each: what a study's results say of them, and a verdict.
 
-A claim is a difference in percent points that the paper says is above 0. `stats.verdict` judges ours: *reproduced* or
-*not reproduced* where its 95 % confidence interval lies above or below 0, else *undecided*. The interval is over seeds,
-of differences paired by seed. Where there are no seeds to pair, as for ensembles and pretrained features, it is over
-test images (bootstrap). Notebooks of tables show the rows of their table.
+A claim is a difference in percent points that the paper says is above 0; `stats.verdict` judges ours. Its interval is
+over seeds, of differences paired by seed. Where there are no seeds to pair, as for ensembles and pretrained features,
+it is over test images (bootstrap).
 """
 
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ COLUMNS = ["claim", "source", "difference", "stderr", "margin", "interval", "n",
 COLUMNS += ["more_seeds", "core_hours", "verdict"]
 BLANK = {"interval": "", "categories": "", "n": 0, "verdict": NOT_RUN}
 _SEEDS, _IMAGES = "seeds", "test images"
+_LOSS = 2  # percent points that a factor of Tables 7 and 8 may cost
 
 
 def _methods(config: Config, better: str, worse: str, table: str = "table1", *others: str) -> dict[str, Any]:
@@ -60,62 +60,37 @@ def _over_images(config: Config, part: str, better: str, worse: str) -> dict[str
     return {**told, "interval": _IMAGES, "n": 0, "categories": f"{(means > 0).sum()} of {len(means)}"}
 
 
-def _separability(config: Config, first: str, second: str, control: bool = False) -> dict[str, Any]:
-    """AUC that tells two groups of representations apart, less the 50 of chance or that of random weights."""
+def _separability(config: Config, first: str, second: str, against: str = "chance") -> dict[str, Any]:
+    """AUC that tells two groups of representations apart, less the 50 of chance or that of another method."""
     table, method = aucs.of_part(config, "representation", density=""), config.tsne.method
     table = table[table["feature"] == f"{first}|{second}"]
-    if not control:
-        chance = table[table["method"] == method].assign(method="chance", auc=50.0)
-        table = pd.concat([table[table["method"] == method], chance])
-    effect = tables.compare(table, config, method, "untrained" if control else "chance", "table1")
+    if against == "chance":
+        own = table[table["method"] == method]
+        table = pd.concat([own, own.assign(method=against, auc=50.0)])
+    effect = tables.compare(table, config, method, against, "table1")
     return {"interval": _SEEDS, **effect, "paper": np.nan, "core_hours": aucs.core_hours(config, "detection", method)}
 
 
-def _within(config: Config, factor: str, margin: float, value: str = "") -> dict[str, Any]:
-    """How far the AUC stays from a loss of `margin` points when a factor leaves its default: at one value, or at the
-    one that loses most, which makes chance look like a loss."""
+def _within(config: Config, factor: str, value: str = "") -> dict[str, Any]:
+    """How far the AUC stays from a loss of `_LOSS` points when a factor leaves its default: at one value, or at the one
+    that loses most, which makes chance look like a loss."""
     table = sensitivity.summary(sensitivity.read(config), config, [factor])
     table = table[~table["is_default"] & table["value"].isin([value] if value else table["value"])]
     if table.empty:
         return UNKNOWN
     worst = table.loc[table["change"].idxmin()]
-    effect = {"difference": worst["change"] + margin, "n": worst["n"], "paper": table["paper_change"].min() + margin}
+    effect = {"difference": worst["change"] + _LOSS, "n": worst["n"], "paper": table["paper_change"].min() + _LOSS}
     effect |= {"stderr": worst["change_stderr"], "margin": worst["change_margin"], "interval": _SEEDS}
     return {**effect, "core_hours": aucs.core_hours(config, "sensitivity", config.sensitivity.method)}
 
 
-_FURTHER = "defects lie further from normal images than with random weights"
-# Text, where it stands ("none": our controls), and what measures it with which arguments
-CLAIMS: tuple[tuple, ...] = (
-    ("CutPaste beats rotation prediction", "Table 1", _methods, "cutpaste", "rotation"),
-    ("CutPaste beats Cutout", "Table 1", _methods, "cutpaste", "cutout"),
-    ("CutPaste-Scar beats Scar of a random colour", "Table 1", _methods, "cutpaste_scar", "scar"),
-    ("CutPaste-Scar beats CutPaste", "Table 1", _methods, "cutpaste_scar", "cutpaste"),
-    ("3-way beats CutPaste alone", "Table 1", _methods, "cutpaste_3way", "cutpaste"),
-    ("3-way beats CutPaste-Scar alone", "Table 1", _methods, "cutpaste_3way", "cutpaste_scar"),
-    ("the ensemble beats a single model", "Table 1", _methods, aucs.ENSEMBLE, "cutpaste_3way"),
-    ("training beats random weights (our control)", "none", _methods, "cutpaste_3way", "untrained"),
-    ("patch maps beat GradCAM", "4.2", _methods, "cutpaste_3way", "gradcam", "table2", "section4.2"),
-    ("patch maps beat those of random weights (our control)", "none", _methods, "cutpaste_3way", "untrained", "table2"),
-    ("fine-tuning helps the pretrained network", "Table 3", _methods, "pool_finetuned", "pool_pretrained", "table3"),
-    ("early features beat pooled ones", "Table 3", _methods, "level7_pretrained", "pool_pretrained", "table3"),
-    ("Cutout: the image's mean beats grey", "Table 4", _methods, "cutout_mean", "cutout", "table4"),
-    ("Cutout: a random colour beats the mean", "Table 4", _methods, "cutout_color", "cutout_mean", "table4"),
-    ("Confetti beats coloured Cutout", "Table 4", _methods, "confetti", "cutout_color", "table4"),
-    ("CutPaste beats Confetti", "Table 4", _methods, "cutpaste", "confetti", "table4"),
-    ("the union beats CutPaste-Scar alone", "Table 5", _methods, "union", "cutpaste_scar", "table5"),
-    ("3-way beats the union", "Table 5", _methods, "cutpaste_3way", "union", "table5"),
-    ("3-way beats Cutout on synthetic defects", "Table 6", _methods, "cutpaste_3way", "cutout", "table6"),
-    ("defects lie apart from normal images", "Figure 3", _separability, "normal", "anomalous"),
-    ("defects lie apart from CutPaste", "Figure 3", _separability, "anomalous", "cutpaste"),
-    (f"{_FURTHER} (our control)", "none", _separability, "normal", "anomalous", True),
-    ("one class against others: rotation beats CutPaste", "5.4", _methods, "rotation", "cutpaste", "section5.4"),
-    ("one class against others: CutPaste beats Cutout", "5.4", _methods, "cutpaste", "cutout", "section5.4"),
-    ("no learning rate of Table 7 loses 2 points", "Table 7", _within, "learning_rate", 2),
-    ("half of the updates lose less than 2 points", "Table 7", _within, "updates", 2, "0.5"),
-    ("no strength of jitter loses 2 points", "Table 8", _within, "patch_jitter", 2),
-    ("no size of the patch loses 2 points", "Table 8", _within, "max_area", 2),
-)
+MEASURES = {"methods": _methods, "separability": _separability, "within": _within}
+
+
+def listed() -> pd.DataFrame:
+    """The claims, of results/published/paper_claims.csv: columns claim, source (where it stands; "none": our controls),
+    measure (of `MEASURES`) and arguments of it, separated by spaces."""
+    return pd.read_csv(tables.PUBLISHED / "paper_claims.csv")
 
 
 def evaluate(config: Config, sources: Sequence[str] = ()) -> pd.DataFrame:
@@ -126,9 +101,9 @@ def evaluate(config: Config, sources: Sequence[str] = ()) -> pd.DataFrame:
     (ours, where it has none), and core_hours what they cost on the machine that made the results.
     """
     rows = []
-    for text, source, measure, *arguments in CLAIMS:
+    for text, source, measure, arguments in listed().itertuples(index=False):
         if not sources or source in sources:
-            effect, more = measure(config, *arguments), np.nan
+            effect, more = MEASURES[measure](config, *arguments.split()), np.nan
             verdict = stats.verdict(effect["difference"], effect["margin"])
             if verdict == "undecided" and effect["interval"] == _SEEDS:
                 aim = abs(effect["difference"] if np.isnan(effect["paper"]) else effect["paper"]) / 2
@@ -166,7 +141,7 @@ def write(config: Config) -> tuple[Path, pd.DataFrame]:
 def read(studies: Sequence[str] = STUDIES) -> pd.DataFrame:
     """Claims of several studies, as `write` left them: the columns of `evaluate`, and study. What is lacking there is
     *not run*."""
-    known, parts = pd.DataFrame([row[:2] for row in CLAIMS], columns=["claim", "source"]), []
+    known, parts = listed()[["claim", "source"]], []
     for study in studies:
         path = Path("results") / study / "claims.csv"
         table = pd.read_csv(path) if path.exists() else known

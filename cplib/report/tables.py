@@ -12,7 +12,7 @@ from cplib.files import replace_bytes
 from cplib.report import stats
 from cplib.runs import store
 
-PUBLISHED = Path("results/published/published_results.csv")
+PUBLISHED = Path("results/published")  # the paper's numbers and claims
 UNKNOWN = dict.fromkeys(["difference", "stderr", "margin", "paper"], np.nan)
 UNKNOWN |= {"n": 0, "categories": "", "interval": ""}
 MIXED = "†"  # a mean over runs some of which were trained in bfloat16, some in float32
@@ -21,7 +21,7 @@ PRETRAINED = "_pretrained"  # end of the names of methods without training, whos
 
 def published(*tables: str) -> pd.DataFrame:
     """The paper's numbers of tables: columns group, method, auc and stderr."""
-    rows = pd.read_csv(PUBLISHED)
+    rows = pd.read_csv(PUBLISHED / "published_results.csv")
     return rows[rows["table"].isin(tables)][["group", "method", "auc", "stderr"]]
 
 
@@ -140,14 +140,9 @@ def compare(found: pd.DataFrame, config: Config, better: str, worse: str, *table
     if difference.empty:
         return UNKNOWN
     mean, by_seed = difference.mean(), difference.mean(axis=1)
-    told = {"difference": by_seed.mean(), **stats.t_interval(by_seed), "n": len(by_seed)}
-    told |= {"categories": f"{(mean > 0).sum()} of {len(mean)}", "paper": _theirs(config, better, worse, *tables)}
-    return told
-
-
-def _theirs(config: Config, better: str, worse: str, *tables: str) -> float:
-    """The paper's difference of two methods, for those of the study's categories that it has, else over all."""
     paper = published(*tables).pivot_table("auc", "group", "method").reindex(columns=[better, worse])
     known = paper.reindex(in_paper(config.categories)).dropna()
-    rows = known if len(known) else paper.reindex(["all"])
-    return float((rows[better] - rows[worse]).mean())
+    paper = known if len(known) else paper.reindex(["all"])
+    told = {"difference": by_seed.mean(), **stats.t_interval(by_seed), "n": len(by_seed)}
+    told |= {"categories": f"{(mean > 0).sum()} of {len(mean)}", "paper": (paper[better] - paper[worse]).mean()}
+    return told

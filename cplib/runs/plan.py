@@ -97,8 +97,8 @@ class Run:
     scoring: Mapping[str, Any] = field(compare=False)  # parameters of the scorer, ready for JSON
 
     def key(self, made_on: str) -> str:
-        """Digest of all that decides the results: parameters, and what `train.made_on` tells of the machine that made
-        them. A result is stale when its key is not that of the run for the `made_on` that is stored beside it."""
+        """Digest of all that decides the results: parameters, `RECIPE`, and what `train.made_on` tells of the machine
+        that made them. A result is stale when its key is not that of the run for the `made_on` stored beside it."""
         scoring = {k: v for k, v in self.scoring.items() if not k.endswith("_path")}
         return digest({"training": self.training.identity(), self.scorer: scoring, "made_on": made_on})
 

@@ -62,7 +62,7 @@ def _maps(run: Run, trained: Trained) -> Result:
     history = json.loads(str(found["history"]))
     result, table = Result(_accuracy(history), history=history), _image_table(images, "")
     for name in scoring["densities"]:
-        table[name] = patch_maps.image_scores(found[name])
+        table[name] = found[name].max((1, 2))  # of an image the highest of its patches (figure 1)
         spread = pixels.to_pixels(found[name], t.crop, scoring["stride"], scoring["sigma"], scoring["border"])
         measures = {"pixel_auc": pixels.auroc(spread, masks), "aupro": pixels.aupro(spread, masks)}
         measures["auc"] = _auc(*(table.loc[table["label"] == k, name] for k in (0, 1)))

@@ -1,8 +1,8 @@
 """What runs leave behind in results/<study>/runs/<part>, and what of it is still valid; docs/how-to.md lists the files.
 
-A result is stale when its key is no longer that of the run (`plan.Run.key`: parameters, `plan.RECIPE`, and on what it
-was made). Results of another device or precision stay valid, and tables mark averages over both. `python -m cplib run`
-also compares the digest of the images. Files are replaced as a whole, under a lock: several processes may write.
+`plan.Run.key` says what makes a result stale; `python -m cplib run` also compares the digest of the images. Results of
+another device or precision stay valid, and tables mark averages over both. Files are replaced as a whole, under a lock:
+several processes may write.
 """
 
 from collections.abc import Iterable, Mapping
