@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score
 
 from cplib.config import Config
-from cplib.report import aucs, claims, plots, sensitivity, stats, tables
+from cplib.report import aucs, claims, page, plots, sensitivity, stats, tables
 from cplib.runs import store
 from cplib.runs.plan import Run, plan
 from cplib.runs.store import Result
@@ -258,9 +258,27 @@ def test_a_table_shows_ours_over_the_paper_and_is_kept_with_full_numbers(study):
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == len(cells) + 2
     figure, found = plots.auc_by_method(table, list(METHODS)), table.set_index(["group", "method"])
     assert plots.save(figure, study, "name").stat().st_size > 5000
-    for axis, group in zip(figure.axes, dict.fromkeys(table["group"]), strict=True):
-        bars = {round(y[0, 0]): np.ptp(y[:, 1]) / 2 for c in axis.containers for y in c.lines[2][0].get_segments()}
-        names = [label.get_text() for label in axis.get_xticklabels()]
-        for x, half in bars.items():
-            assert half == pytest.approx(found.loc[(group, names[x]), "stderr"], nan_ok=True)
-        assert len(bars) == len(names) > 1, "error bars are standard errors"
+    groups = list(dict.fromkeys(table["group"]))
+    for axis, group in zip(figure.axes, groups, strict=False):
+        bars = {round(x[0, 1]): np.ptp(x[:, 0]) / 2 for c in axis.containers for x in c.lines[2][0].get_segments()}
+        names = [m for m in METHODS if m != "untrained"]
+        for y, half in bars.items():
+            assert half == pytest.approx(found.loc[(group, names[y]), "stderr"], nan_ok=True)
+        assert axis.get_title().startswith(group) and len(bars) == len(names) > 1, "error bars are standard errors"
+    assert not any(axis.has_data() for axis in figure.axes[len(groups) :]) and figure.get_figwidth() == plots.WIDTH
+
+
+def test_a_notebook_opens_with_what_is_missing_and_an_answer(study, monkeypatch):
+    assert "All 6 runs are there" in page.facts(study, "detection", ["cutpaste"])
+    told = page.facts(study.replace(seeds=4), "detection", ["cutpaste"])
+    assert "cutpaste 2 of 8" in told and "cutpaste_3way" not in told and "--part detection" in told
+    table = tables.beside_paper(tables.summarize(aucs.detection(study), study), study, "table1")
+    mean = table.set_index(["method", "group"]).loc[("cutpaste", "all")]
+    answer = page.averages(table, ["cutpaste", "rotation"])
+    assert f"cutpaste **{mean['mean']:.1f} ± " in answer and f"(paper {mean['paper']:.1f})" in answer
+    assert "rotation" not in answer
+    rows = pd.DataFrame({"claim": ["a", "b", "c"], "verdict": ["reproduced", "undecided", "reproduced"]})
+    assert page.verdicts(rows) == "Of 3 claims: 2 reproduced (a; c), 1 undecided."
+    monkeypatch.chdir("/")
+    with pytest.raises(FileNotFoundError, match=r"holds dvc\.yaml"):
+        page.start("params.yaml", {})

@@ -89,7 +89,8 @@ def auc_by_method(table: pd.DataFrame, methods: Sequence[str], label: str = "ima
         alone = ours["mean"].where(ours["stderr"].isna())
         if alone.notna().any():
             axis.plot(alone, y, "o", ms=5, color=BLUE, mfc="white", zorder=5, label="ours, one seed")
-        axis.plot(ours["paper"], y, "x", color=RED, label="paper")
+        if ours["paper"].notna().any():
+            axis.plot(ours["paper"], y, "x", color=RED, label="paper")
         if "untrained" in part.index:
             axis.axvline(part.loc["untrained", "mean"], color=GREY, ls="--", lw=1, label="untrained")
         of_all = ours.index[ours["paper_categories"] == "all of MVTec AD"]
