@@ -56,7 +56,7 @@ def run_all(config: Config, runs: Sequence[Run], jobs: int = 1, arrays: bool = F
     study, started = store.study_folder(config), time.monotonic()
     for part in dict.fromkeys(run.part for run in runs):
         store.write(study, part, ())
-    todo = _todo(config, runs, arrays, device)
+    todo = _todo(config, list(dict.fromkeys(runs)), arrays, device)
     groups: dict[str, list[Run]] = {}
     for run in todo:
         first = replace(run.training, phases=run.training.phases[:1])  # a head is shared by all lengths
