@@ -25,10 +25,14 @@ from tqdm import tqdm
 from cplib import config, detector, photos, scorer
 from cplib.config import Config
 from cplib.data import GOOD
-from cplib.report import aucs
+from cplib.report import aucs, tables
 from cplib.runs import store
 
 ALONE = ("per_location", "nearest")
+SHARES = ["auc", "pixel_auc", "found_at_0", "found_at_1", "verdict_found", "verdict_false"]
+NAMES = {"auc": "mean", "pixel_auc": "pixel AUC", "found_at_0": "found, no false alarm", "found_at_1": "found, 1 %"}
+NAMES |= {"verdict_found": "called defect", "verdict_false": "false alarms", "fit_seconds": "fit, s"}
+NAMES |= {"images_per_second": "images / s"}
 PAPER = {"detection": ("cutpaste_3way",), "transfer": ("pretrained", "finetuned")}
 
 
@@ -121,19 +125,14 @@ def main() -> None:
 
 
 def shown(table: pd.DataFrame) -> str:
-    """The table for readers: percent, a row per category and method, and means over the categories."""
-    numbers = ["auc", "pixel_auc", "found_at_0", "found_at_1", "verdict_found", "verdict_false"]
-    other = ["fit_seconds", "images_per_second"]
-    mean = table.groupby("method", sort=False)[numbers + other].mean().reset_index().assign(category="mean")
-    both = pd.concat([table, mean])[["category", "method", *numbers, *other]]
-    for name in numbers:
-        both[name] = (100 * both[name]).map("{:.1f}".format).replace("nan", "")
-    both[other] = both[other].map("{:.0f}".format).replace("nan", "")
-    names = {"auc": "AUC", "pixel_auc": "pixel AUC", "found_at_0": "found, no false alarm", "found_at_1": "found, 1 %"}
-    names |= {"verdict_found": "called defect", "verdict_false": "false alarms", "fit_seconds": "fit, s"}
-    return both.rename(columns=names | {"images_per_second": "images / s"}).to_markdown(
-        index=False, disable_numparse=True
-    )
+    """The table for readers: a row per method, with its AUC on each category and means over those that it has."""
+    auc = (100 * table.pivot(index="method", columns="category", values="auc")).reindex(dict.fromkeys(table["method"]))
+    auc = auc[list(dict.fromkeys(table["category"]))]
+    means = table.groupby("method", sort=False)[[*SHARES, "fit_seconds", "images_per_second"]].mean()
+    means[SHARES] *= 100
+    cells = pd.concat([auc, means], axis=1).map("{:.1f}".format).replace("nan", "")
+    cells["images_per_second"] = cells["images_per_second"].str.partition(".")[0]
+    return tables.to_markdown(cells.rename(columns=NAMES).rename_axis("method"))
 
 
 if __name__ == "__main__":
