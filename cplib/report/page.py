@@ -72,5 +72,6 @@ def verdicts(claims: pd.DataFrame) -> str:
         return ""
     by = claims.groupby("verdict")["claim"].apply(list)
     told = [f"{len(by[v])} {v} ({'; '.join(by[v])})" for v in stats.VERDICTS[:2] if v in by]
-    told += [f"{len(by[v])} {v}" for v in (*stats.VERDICTS[2:], stats.NOT_RUN) if v in by]
-    return f"Of {len(claims)} claims: {', '.join(told)}."
+    words = {"no interval": "with one seed, which gives no interval"}
+    told += [f"{len(by[v])} {words.get(v, v)}" for v in (*stats.VERDICTS[2:], stats.NOT_RUN) if v in by]
+    return f"Of {len(claims)} claim{'s' * (len(claims) > 1)}: {', '.join(told)}."

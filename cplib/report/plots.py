@@ -85,12 +85,14 @@ def auc_by_method(table: pd.DataFrame, methods: Sequence[str], label: str = "ima
     for axis, group in zip(axes, groups, strict=True):
         part = table[table["group"] == group].set_index("method").reindex(methods)
         ours, y = part.loc[trained], np.arange(len(trained))
-        axis.errorbar(ours["mean"], y, xerr=ours["stderr"], fmt="o", ms=5, color=BLUE, capsize=2, label="ours")
         alone = ours["mean"].where(ours["stderr"].isna())
+        some = ours["mean"].where(ours["stderr"].notna())
+        if some.notna().any():
+            axis.errorbar(some, y, xerr=ours["stderr"], fmt="o", ms=5, color=BLUE, capsize=2, label="ours")
         if alone.notna().any():
             axis.plot(alone, y, "o", ms=5, color=BLUE, mfc="white", zorder=5, label="ours, one seed")
         if ours["paper"].notna().any():
-            axis.plot(ours["paper"], y, "x", color=RED, label="paper")
+            axis.plot(ours["paper"], y, "x", color=RED, zorder=6, label="paper")
         if "untrained" in part.index:
             axis.axvline(part.loc["untrained", "mean"], color=GREY, ls="--", lw=1, label="untrained")
         of_all = ours.index[ours["paper_categories"] == "all of MVTec AD"]
