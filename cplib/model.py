@@ -1,5 +1,6 @@
 """The network of stage 1: an encoder and a projection head (section A.1), ResNet-18 or pretrained (section 4.3)."""
 
+import logging
 import os
 import textwrap
 from collections.abc import Iterator
@@ -138,6 +139,7 @@ def _download(backbone: str) -> Path | str:
     import huggingface_hub  # here as timm, for only pretrained encoders need them
     import timm
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each of five attempts
     try:
         repository = timm.get_pretrained_cfg(backbone).hf_hub_id
         return Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))

@@ -12,6 +12,10 @@ from pathlib import Path
 import nbformat
 
 STUDIES = ("lite", "demo")  # the first that has a notebook shows it
+IMAGES = {
+    "lite": "**Images**: MVTec AD and MVTec 3D-AD, MVTec Software GmbH, CC BY-NC-SA 4.0.",
+    "demo": "**Images**: drawn by this repository, free to use.",
+}
 PAGES = {
     "The paper's tables and figures": [
         "table1_detection",
@@ -59,7 +63,7 @@ def gather(target: Path) -> None:
 def _note(study: str, name: str, source: str, executed: dict) -> str:
     """Which study a notebook shows, its tables as files, and the same of another study."""
     files = [f"results/{study}/tables/{table}.csv" for table in re.findall(r'tables\.save\([^"]*"(\w+)"\)', source)]
-    parts = [f"**Study**: `{study}`."]
+    parts = [f"**Study**: `{study}`. {IMAGES[study]}"]
     if files := [file for file in files if Path(file).exists()]:
         parts.append(
             "**Tables as files**: " + ", ".join(f"[{Path(f).name}](../tables/{Path(f).name})" for f in files) + "."
