@@ -51,6 +51,9 @@ def gather(target: Path) -> None:
                 tags = cell.metadata.get("tags", [])
                 is_shown = not {"parameters", "injected-parameters"} & set(tags)
                 cell.metadata["tags"] = [*tags, "hide-input" if is_shown else "remove-cell"]
+                for output in cell.outputs:
+                    if text := output.get("data", {}).get("text/markdown"):
+                        output.data["text/markdown"] = _linked(text, study, executed)
         page.cells[0].source += _note(study, name, "".join(cell.source for cell in page.cells), executed)
         _copy_linked(page.cells[0].source, path.parent, target)
         (target / path).parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +61,17 @@ def gather(target: Path) -> None:
     for name in DOCS:
         _write(target, Path("docs") / f"{name}.md", Path("docs"), executed)
     _write(target, Path("README.md"), Path(), executed, "index.md", _contents(executed))
+
+
+def _linked(text: str, study: str, executed: dict) -> str:
+    """Links of an output to other notebooks, which Sphinx leaves as they are, lead to their pages: of the same
+    study, or of the first that has one."""
+
+    def link(match: re.Match) -> str:
+        other = next((s for s in (study, *STUDIES) if (s, match[1]) in executed), None)
+        return f"](../../{other}/notebooks/{match[1]}.html)" if other else match[0]
+
+    return re.sub(r"\]\((\w+)\.ipynb\)", link, text)
 
 
 def _note(study: str, name: str, source: str, executed: dict) -> str:
