@@ -51,14 +51,17 @@ def missing(runs: Sequence[Run], left: Sequence[Run], part: str) -> str:
     return f"**Missing are {len(left)} of {len(runs)} runs**: {told} (`python -m cplib run --part {part}`)."
 
 
-def averages(table: pd.DataFrame, methods: Sequence[str]) -> str:
-    """The average AUC of some methods in a sentence; `table` as of `tables.beside_paper`. It is over those categories
-    that the paper has where it lacks others."""
+def averages(table: pd.DataFrame, methods: Sequence[str], measure: str = "AUC", over: str = "categories") -> str:
+    """The average of some methods in a sentence, and which have none; `table` as of `tables.beside_paper`. It is over
+    those categories that the paper has where it lacks others."""
+    table = table.dropna(subset=["mean"])
     group = "in the paper" if "in the paper" in set(table["group"]) else "all"
     rows = table[table["group"] == group].set_index("method")
+    where = f"the {over} that the paper has" if group == "in the paper" else f"all {over}"
     found = [_average(rows.loc[m], m) for m in methods if m in rows.index]
-    where = "the categories that the paper has" if group == "in the paper" else "all categories"
-    return f"Mean AUC over {where}: {', '.join(found)}." if found else "No method has results on all categories."
+    text = f"Mean {measure} over {where}: {', '.join(found)}." if found else ""
+    absent = [m for m in methods if m not in rows.index]
+    return f"{text} Not complete: {', '.join(absent)}.".strip() if absent else text
 
 
 def _average(row: pd.Series, method: str) -> str:

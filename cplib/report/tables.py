@@ -60,12 +60,17 @@ def summarize(found: pd.DataFrame, config: Config) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "group", "mean", "stderr", "n", "precisions"])
 
 
-def beside_paper(summary: pd.DataFrame, config: Config, *tables: str) -> pd.DataFrame:
+def beside_paper(summary: pd.DataFrame, config: Config, *tables: str, methods: Sequence[str] = ()) -> pd.DataFrame:
     """Add the paper's numbers for the same categories: columns paper, paper_stderr, paper_categories.
 
     The paper's average is that of its values for the very categories that ours has ("same"). Where the paper has none
     of the study's categories, its own average over all of MVTec AD stands there, marked in the column paper_categories.
+    `methods`: the rows are of these, also where the paper alone has numbers.
     """
+    if methods:
+        groups = [*config.categories, *_averages(config)]
+        every = pd.DataFrame([(m, g) for g in groups for m in methods], columns=["method", "group"])
+        summary = every.merge(summary, "left")
     paper = published(*tables).set_index(["method", "group"])
     averages, known, rows = _averages(config), in_paper(config.categories), []
     for method, group in zip(summary["method"], summary["group"], strict=True):
@@ -77,7 +82,8 @@ def beside_paper(summary: pd.DataFrame, config: Config, *tables: str) -> pd.Data
             of = "all of MVTec AD" if names else "same"
         rows.append((value, error, of))
     columns = ["paper", "paper_stderr", "paper_categories"]
-    return pd.concat([summary, pd.DataFrame(rows, columns=columns, index=summary.index)], axis=1)
+    both = pd.concat([summary, pd.DataFrame(rows, columns=columns, index=summary.index)], axis=1)
+    return both[both[["mean", "paper"]].notna().any(axis=1)].reset_index(drop=True)
 
 
 def layout(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
