@@ -31,7 +31,7 @@ from cplib.runs import store
 ALONE = ("per_location", "nearest")
 SHARES = ["auc", "pixel_auc", "found_at_0", "found_at_1", "verdict_found", "verdict_false"]
 NAMES = {"auc": "mean", "pixel_auc": "pixel AUC", "found_at_0": "found, no false alarm", "found_at_1": "found, 1 %"}
-NAMES |= {"verdict_found": "called defect", "verdict_false": "false alarms", "fit_seconds": "fit, s"}
+NAMES |= {"verdict_found": "called defect", "verdict_false": "false alarms", "fit_core_seconds": "fit, core-s"}
 NAMES |= {"images_per_second": "images / s"}
 PAPER = {"detection": ("cutpaste_3way",), "transfer": ("pretrained", "finetuned")}
 
@@ -67,17 +67,20 @@ def stored(config: Config) -> pd.DataFrame:
     for part, index in (("detection", ["method"]), ("transfer", ["feature", "method"])):
         scores = store.read(config, part, "scores")
         scores = scores[scores["method"].isin(PAPER[part]) & (scores["variant"].isin(tuned) | (part == "detection"))]
+        scores = scores.merge(store.read(config, part, "machine")[[*store.ID, "seconds"]], on=store.ID)
         for (category, *name, _), test in scores.groupby(["category", *index, "seed"], sort=False):
             good, bad = (test.loc[test["label"] == label, density] for label in (0, 1))
             row = {"category": category, "method": ", ".join(name), "auc": roc_auc_score(test["label"], test[density])}
             row |= {"found_at_0": (bad > good.max()).mean(), "found_at_1": (bad > np.quantile(good, 0.99)).mean()}
-            rows.append(row)
+            rows.append(row | {"fit_core_seconds": test["seconds"].iloc[0]})
     maps = aucs.localization_metrics(config)
     maps = maps[
         (maps["method"] == "cutpaste_3way") & (maps["density"] == maps["category"].map(config.localize.placement))
     ]
-    for row in maps.itertuples():
-        both = {"auc": row.image_auc / 100, "pixel_auc": row.pixel_auc / 100}
+    machine = store.read(config, "patches", "machine")
+    machine = machine[machine["variant"] == f"{config.localize.patch_sizes[0]}px"]
+    for row in maps.merge(machine, on=["method", "category", "seed"]).itertuples():
+        both = {"auc": row.image_auc / 100, "pixel_auc": row.pixel_auc / 100, "fit_core_seconds": row.seconds}
         rows.append({"category": row.category, "method": "patch model", **both})
     return pd.DataFrame(rows).groupby(["method", "category"], sort=False).mean().reset_index()
 
@@ -128,7 +131,7 @@ def shown(table: pd.DataFrame) -> str:
     """The table for readers: a row per method, with its AUC on each category and means over those that it has."""
     auc = (100 * table.pivot(index="method", columns="category", values="auc")).reindex(dict.fromkeys(table["method"]))
     auc = auc[list(dict.fromkeys(table["category"]))]
-    means = table.groupby("method", sort=False)[[*SHARES, "fit_seconds", "images_per_second"]].mean()
+    means = table.groupby("method", sort=False)[[*SHARES, "fit_core_seconds", "images_per_second"]].mean()
     means[SHARES] *= 100
     cells = pd.concat([auc, means], axis=1).map("{:.1f}".format).replace("nan", "")
     cells["images_per_second"] = cells["images_per_second"].str.partition(".")[0]
