@@ -80,6 +80,21 @@ def test_precision_and_layout(compare):
     compare("update, 16 x 3 views, 128 px", lambda: time_update(images, default), others, rounds=3, note=note)
 
 
+@pytest.mark.parametrize("crop", [32, 64])
+def test_small_maps(compare, crop):
+    """Forward and backward of 24 x 3 crops, as `lite` trains on them, with the convolutions of torchvision."""
+    nets = [model.build(3, 0).to(memory_format=torch.channels_last) for _ in range(2)]
+    for layer in nets[1].modules():
+        layer.__class__ = torch.nn.Conv2d if isinstance(layer, model._Conv3x3) else layer.__class__
+    batch, labels = smooth_images(72, crop).float() / 255, torch.arange(72) % 3
+    batch = batch.contiguous(memory_format=torch.channels_last)
+
+    def step(net: torch.nn.Module) -> None:
+        torch.nn.functional.cross_entropy(net(batch), labels).backward()
+
+    compare(f"update, 24 x 3 crops of {crop} px", lambda: step(nets[0]), {"torchvision's": lambda: step(nets[1])}, 3)
+
+
 @pytest.mark.parametrize("name", patch_maps.PLACEMENTS)
 def test_dense_scoring(compare, name):
     """From uint8 images of 256 px to maps of pixels, patches of 64 px, stride 8, densities of 60 normal images."""
