@@ -29,7 +29,7 @@ class WeightsMissingError(BackboneError):
 
 
 class _Conv3x3(nn.Conv2d):
-    """A 3 x 3 convolution, faster on a CPU where it gives at most 2 x 2 places: the usual ones work on padding there."""
+    """A 3 x 3 convolution, faster on a CPU where it gives at most 2 x 2 places: usual ones work on padding there."""
 
     def forward(self, x: Tensor) -> Tensor:
         n, _, *size = x.shape
