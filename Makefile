@@ -55,7 +55,7 @@ test: $(READY) lint  ## Lint and all tests
 quick: $(READY) lint  ## Lint and the tests that take less than a few seconds each
 	$(PYTEST) -m "not slow"
 
-COG := python -m cogapp -I docs -p "from include import table" --verbosity=0
+COG := python -m cogapp -I docs -p "from include import answer, notebooks, table" --verbosity=0
 
 lint: $(READY)  ## Check style, that imports point one way, and that docs show the results as they are
 	ruff check .

@@ -32,14 +32,18 @@ def start(params: str, overrides: Mapping[str, Any]) -> Config:
 def facts(config: Config, part: str, methods: Sequence[str] = ()) -> str:
     """In Markdown: the study, and how many runs of a part (of some methods: of those) have no valid results."""
     runs = [run for run in plan(config, [part]) if not methods or run.method in methods]
-    of_part, train = [run.category for run in runs], config.train
-    text = (
-        f"**Study {config.study}**: {', '.join(dict.fromkeys(of_part))}; {train.updates} updates of {train.sources} "
-        f"source images at {config.data.image_size} px; density {config.gde.density}."
-    )
+    of_part, train = dict.fromkeys(run.category for run in runs), config.train
+    text = f"**Study {config.study}**: {', '.join(of_part)}; {train.updates} updates of {train.sources} "
+    text += f"source images at {seen(config)}; density {config.gde.density}."
     if not set(tables.in_paper(config.categories)):
         text += " " + NOT_REAL
     return text + " " + missing(runs, [run for run in store.missing(config, part) if run in set(runs)], part)
+
+
+def seen(config: Config) -> str:
+    """What training sees: images of some pixels, or crops of them."""
+    crop = f" (crops of {config.train.crop} px)" if config.train.crop else ""
+    return f"{config.data.image_size} px{crop}"
 
 
 def missing(runs: Sequence[Run], left: Sequence[Run], part: str) -> str:

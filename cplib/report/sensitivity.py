@@ -43,7 +43,8 @@ def summary(found: pd.DataFrame, config: Config, factors: Sequence[str]) -> pd.D
         default = part.loc[part["is_default"], "value"].iloc[0]
         unit = 256 if factor == "updates" else 1  # the paper's epochs by default
         known = by_seed.index.unique("value")
-        names = {v: _PAPER[factor].format(float(v) * unit) for v in known if factor in _PAPER}
+        is_theirs = factor in _PAPER and (factor != "learning_rate" or config.train.optimizer == "sgd")
+        names = {v: _PAPER[factor].format(float(v) * unit) for v in known if is_theirs}
         theirs = {v: float(paper.get(names.get(v), np.nan)) for v in known}
         for value in [v for v in dict.fromkeys(part["value"]) if v in known and default in known]:
             values, change = by_seed[value], (by_seed[value] - by_seed[default]).dropna()
