@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.error("error: %s", " ".join(str(error).split()))
         return 1
     except KeyboardInterrupt:
-        log.error("interrupted; the same command goes on where this one stopped")
+        log.error("interrupted" + "; the same command goes on where this one stopped" * (options.command != "detect"))
         return 130
 
 
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         for name, more in {"part": {"choices": PARTS}, "method": {}, "category": {}, "seed": {"type": int}}.items():
             found.add_argument(f"--{name}", action="append", help=f"only this {name}; may be repeated", **more)
     add = of["detect"].add_argument
-    add("photos", nargs="?", help="folder of photographs to score")
+    add("photos", nargs="*", help="folder of photographs to score, or some of them")
     learn = of["detect"].add_mutually_exclusive_group(required=True)
     learn.add_argument("--good", help="folder of photographs of good parts")
     learn.add_argument("--load", metavar="FILE", help="what --save wrote, in place of --good")
@@ -110,7 +111,7 @@ def _do(options: argparse.Namespace) -> int:
 
 
 def _detect(options: argparse.Namespace) -> int:
-    from cplib import photos
+    from cplib import detect, photos
     from cplib.detector import Detector
 
     given = {k: getattr(options, k) for k in ("method", "tiles", "false_alarms", "max_pixels")}
@@ -118,26 +119,40 @@ def _detect(options: argparse.Namespace) -> int:
     # what is wrong is told before minutes of learning
     if not (options.photos or options.save):
         raise ConfigError("detect: name photographs to score, or a file by --save")
-    if options.save and Path(options.save).is_dir():
-        raise ConfigError(f"--save {options.save}: is a folder")
-    if options.photos:
-        photos.listed(options.photos)
+    if options.save and (Path(options.save).is_dir() or not os.access(_nearest(Path(options.save)), os.W_OK)):
+        raise ConfigError(f"--save {options.save}: is a folder, or may not be written")
+    images = options.photos[0] if len(options.photos) == 1 else options.photos
+    names, sources = photos.listed(images) if images else ([], [])
     if options.load:
         if fixed := given.keys() - {"false_alarms", "max_pixels"}:
             raise ConfigError(f"--{min(fixed)}: was decided when {options.load} was learnt")
         detector = Detector.load(options.load).set_params(**given)
+        detector.threshold()
     else:
-        if options.photos and Path(options.good).resolve() in Path(options.photos).resolve().parents:
-            raise ConfigError(f"{options.photos}: lies within the good photographs, {options.good}; move it out")
-        detector = Detector(**given).fit(options.good)
+        detector, good = Detector(**given), photos.listed(options.good)[1]
+        folders = [Path(p) for p in options.photos if Path(p).is_dir()]
+        if within := [p for p in folders if Path(options.good).resolve() in p.resolve().parents]:
+            raise ConfigError(f"{within[0]}: lies within the good photographs, {options.good}; move it out")
+        if both := {p.resolve() for p in sources} & {p.resolve() for p in good}:
+            told = "%d photographs are also among the good ones, such as %s: they score lower than new ones would"
+            log.warning(told, len(both), photos.shown(min(both)))
+        photos.check_shapes(names, sources, photos.kind(good, detector.max_pixels)[0], detector.max_pixels)
+    if images:
+        options.to = detect.open_place(images, options.to)
+    if options.good:
+        detector.fit(options.good, strict=options.strict)
     if options.save:
         detector.save(options.save)
         log.info("%s: %d good photographs, method %s", options.save, len(detector.good_), detector.method_)
-    if not options.photos:
-        return 0
-    from cplib import detect
+    skipped = getattr(detector, "skipped_", [])
+    if images:
+        skipped = skipped + detect.run(detector, images, options.to, options.strict).attrs["skipped"]
+    return 3 if skipped else 0
 
-    return 3 if detect.run(detector, options.photos, options.to, options.strict).attrs["skipped"] else 0
+
+def _nearest(path: Path) -> Path:
+    """The path, or the folder above it that is there."""
+    return path if path.exists() else _nearest(path.absolute().parent)
 
 
 def _selected(options: argparse.Namespace, config: Config) -> list[Run]:

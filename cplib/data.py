@@ -28,7 +28,7 @@ from cplib.files import digest, load_arrays, save_arrays
 from cplib.photos import SUFFIXES, DataError, list_photos, read_photo, shown
 
 GOOD = ("good", "ok", "normal")  # names of folders of normal images, in any case
-_FORMAT = 5  # raise it when reading or resizing changes, so that no older copy is taken from a cache
+_FORMAT = 6  # raise it when reading or resizing changes, so that no older copy is taken from a cache
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +27,20 @@ _SHOWN = 6  # photographs at each end of the list that the picture shows
 _IN_REPORT = 30  # that the report shows, so that it can be mailed
 
 
-def run(detector: Detector, images: str | Path, to: str | Path | None = None, strict: bool = False) -> pd.DataFrame:
-    """Score the photographs of a folder with a fitted detector. Returns the table of `Detector.score`.
+def run(detector: Detector, images: photos.Photos, to: str | Path | None = None, strict: bool = False) -> pd.DataFrame:
+    """Score photographs of a folder, or a list of them, with a fitted detector. Returns the table of `Detector.score`.
 
     It writes to the folder `to`, by default detected/<name of the folder>: photos.csv; maps/, each photograph in full
     size with heat where it is unlike good ones; ends.png, both ends of the list; report.html, all in one file. What an
     earlier call wrote for the same photographs is replaced; of others it is kept, and the next free number is added. A
     ValueError for a folder `to` that holds anything else.
     """
-    place = _place(Path(images).expanduser().resolve(), to)
+    place = open_place(images, to)
     sources = dict(zip(*photos.listed(images), strict=True))
     scored, skipped = detector.scored(images, strict)
     table = detector.table(scored, skipped)
     shutil.rmtree(place / "maps", ignore_errors=True)
-    (place / "maps").mkdir(parents=True)
-    replace_bytes(place / photos.RESULTS, json.dumps(str(Path(images).expanduser().resolve())).encode())
+    (place / "maps").mkdir(exist_ok=True)
     replace_bytes(place / "photos.csv", table.to_csv(index=False, float_format="%.4g").encode())
     heats, small = {name: heat for name, _, _, heat in scored}, {}
     for rank, name in enumerate(tqdm(table["image"], "heat maps", disable=None, leave=False), 1):
@@ -55,10 +55,12 @@ def run(detector: Detector, images: str | Path, to: str | Path | None = None, st
             heated.thumbnail((320, 320))
             small[name] = heated
     plots.use_style()
+    warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # the report has the whole name
     for name, figure in {"ends": ends(table, small), "scores": histogram(table, detector)}.items():
         figure.savefig(place / f"{name}.png", metadata={"Software": None})
         plots.plt.close(figure)
-    replace_bytes(place / "report.html", _report(detector, table, small, place, str(images)).encode())
+    given = str(images) if isinstance(images, str | Path) else f"{len(sources)} photographs"
+    replace_bytes(place / "report.html", _report(detector, table, small, place, given).encode())
     found = sum(table["verdict"] == "defect")
     log.info("%s: %d of %d photographs are unlike the good ones; open report.html", place, found, len(table))
     return table
@@ -102,14 +104,16 @@ def histogram(table: pd.DataFrame, detector: Detector) -> Figure:
     return figure
 
 
-def _place(images: Path, to: str | Path | None) -> Path:
-    """The folder to write to: new, empty, or with results, of these photographs if it is not named."""
-    name, number = (images.name if images.is_dir() else images.stem) or "photos", 1
+def open_place(images: photos.Photos, to: str | Path | None = None) -> Path:
+    """The folder to write to: new, empty, or with results, of these photographs if it is not named. Made, and noted."""
+    source = Path(images).expanduser().resolve() if isinstance(images, str | Path) else Path("photos")
+    name, number = (source.name if source.is_dir() else source.stem) or "photos", 1
     while True:
         place = Path(to).expanduser() if to else Path("detected") / (name if number == 1 else f"{name}-{number}")
-        note = place / photos.RESULTS
-        is_own = note.exists() and (to or json.loads(note.read_text()) == str(images))
+        note, of = place / photos.RESULTS, json.dumps(str(source)).encode()
+        is_own = note.exists() and (to or note.read_bytes() == of)
         if is_own or not place.exists() or (place.is_dir() and not any(place.iterdir())):
+            replace_bytes(note, of)
             return place
         if to:
             raise ValueError(
@@ -130,7 +134,7 @@ def _report(detector: Detector, table: pd.DataFrame, small: dict[str, Image.Imag
         detector=detector,
         table=table,
         images=photos.shown(images),
-        skipped=table.attrs["skipped"],
+        skipped=[*getattr(detector, "skipped_", ()), *table.attrs["skipped"]],
         histogram=base64.b64encode((place / "scores.png").read_bytes()).decode(),
         cards=[(row, thumbnail(row.image)) for row in table[:_IN_REPORT].itertuples()],
         rows=table.to_html(index=False, border=0, float_format=lambda v: f"{v:.3g}"),

@@ -9,8 +9,9 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from itertools import islice
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,12 +26,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cplib import photos, scorer, train
-from cplib.files import replace_bytes
+from cplib.files import digest, replace_bytes
 from cplib.photos import DataError
 
 log = logging.getLogger(__name__)
 
-FORMAT = "cutpaste detector 1"  # of saved files; raise the number when what they hold changes
+FORMAT = "cutpaste detector 2"  # of saved files; raise the number when what they hold changes
 SIZE = {"pretrained": 384, "cutpaste": 256}  # pixels squared at which a method looks at a photograph, or at a tile
 _MOST_GOOD = 1000  # photographs that the densities are fitted to
 _DRIFT = 0.05  # p-value below which three quarters of the photographs are for another reason than defects
@@ -68,33 +69,43 @@ class Detector(BaseEstimator):
         self.method, self.size, self.tiles, self.false_alarms = method, size, tiles, false_alarms
         self.updates, self.random_state, self.device, self.max_pixels = updates, random_state, device, max_pixels
 
-    def fit(self, good: photos.Photos, y: None = None) -> Self:
-        """Learn from at least 4 good photographs: a folder with all that is in it, a list of files, or an array
-        (n, height, width) or (n, height, width, 3) uint8. Raises DataError, of all but unreadable files, which are
-        left out with a warning, and ValueError for parameters out of range."""
+    def fit(self, good: photos.Photos, y: None = None, strict: bool = False) -> Self:
+        """Learn from at least 4 good photographs: a folder with all that is in it, a list of files and folders, or an
+        array (n, height, width) or (n, height, width, 3) uint8. Raises DataError, and ValueError for parameters out of
+        range. `strict`: also of unreadable files; else they are left out with a warning, and `skipped_` names them."""
         self._check()
         new = copy.copy(self)  # an error leaves the detector as it was
-        new._learn(*photos.listed(good))
+        new._learn(*photos.listed(good), strict)
         vars(self).update(vars(new))
         return self
 
-    def _learn(self, names: list[str], sources: list[Path | np.ndarray]) -> None:
-        generator = torch.Generator().manual_seed(self.random_state or 0)
-        if len(sources) > _MOST_GOOD:
-            chosen = torch.randperm(len(sources), generator=generator)[:_MOST_GOOD].sort().values.tolist()
-            log.info("%d of %d good photographs are used", _MOST_GOOD, len(sources))
+    def _learn(self, names: list[str], sources: list[Path | np.ndarray], strict: bool) -> None:
+        seed, most = int(self.random_state or 0), max(_MOST_GOOD // self.tiles**2, 50)  # of tiles there are many more
+        generator = torch.Generator().manual_seed(seed)
+        if len(sources) > most:
+            chosen = torch.randperm(len(sources), generator=generator)[:most].sort().values.tolist()
+            log.warning("%d of %d good photographs are used", most, len(sources))
             names, sources = [names[k] for k in chosen], [sources[k] for k in chosen]
         self.method_ = self.method if self.method != "auto" else scorer.best_method()
         self.photo_size_, self.grey_levels_ = photos.kind(sources, self.max_pixels)
         width, height = self.photo_size_
         side, unit = (self.size or SIZE[self.method_]) / math.sqrt(width * height), 32
         self.input_size_ = tuple(self.tiles * unit * max(2, round(v * side / unit)) for v in (height, width))
-        read = list(self._read(names, sources, False, []))
+        if self.tiles > 1 and self.input_size_[0] > height:
+            log.warning("%d tiles magnify photographs of %d x %d pixels: fewer see as much", self.tiles, width, height)
+        self.skipped_: list[str] = []
+        read = list(self._read(names, sources, strict, self.skipped_))
+        distinct: dict[bytes, tuple] = {}
+        for one in read:
+            distinct.setdefault(sha256(one[2].numpy().tobytes()).digest(), one)
+        if 4 <= len(distinct) < len(read):  # copies would tell of each other that they are good
+            log.warning("%d good photographs are copies of others, and left out", len(read) - len(distinct))
+            read = list(distinct.values())
         if len(read) < 4:
             raise DataError(f"{len(read)} good photographs can be read; at least 4 are needed")
         images = torch.stack([image for _, _, image in read])
         device = torch.device(self.device or train.default_device())
-        network = scorer.network(self.method_, images.to(device), self.updates, self.random_state or 0)
+        network = scorer.network(self.method_, images.to(device), self.updates, seed)
         self.scorer_ = scorer.Scorer(network, self.method_, self.tiles).to(device).eval()
         self.good_scores_ = np.sort(self.scorer_.fit(images, generator, device).numpy())
         self.good_ = [name for name, *_ in read]
@@ -133,11 +144,9 @@ class Detector(BaseEstimator):
         facts["params"] = self.get_params() | {"device": None}
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.scorer_.state_dict().items()}
         tensors["good_scores"] = torch.from_numpy(self.good_scores_)
-        content = safetensors.torch.save(
-            tensors, {"format": FORMAT, "facts": json.dumps(facts, default=lambda value: value.item())}
-        )
-        Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
-        replace_bytes(Path(path).expanduser(), content)
+        told = json.dumps(facts, default=lambda value: value.item())
+        content = {"format": FORMAT, "facts": told, "digest": _digest(told, tensors)}
+        replace_bytes(_file(path), safetensors.torch.save(tensors, content))
 
     def export(self, path: str | Path) -> None:
         """Write one ONNX file: from `image` (1, 3, height, width) uint8, RGB, at `input_size_`, to `score` (1,) and
@@ -151,13 +160,13 @@ class Detector(BaseEstimator):
             dynamo=True,
             verbose=False,
         )
-        Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
-        program.save(Path(path).expanduser())
+        _file(path).parent.mkdir(parents=True, exist_ok=True)
+        program.save(_file(path))
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None) -> Self:
         """A detector from a file of `save`. A DataError names a file that is none, is damaged or of another version."""
-        path = Path(path).expanduser()
+        path = _file(path)
         try:
             with safetensors.safe_open(path, "pt") as file:
                 facts = file.metadata() or {}
@@ -169,8 +178,10 @@ class Detector(BaseEstimator):
                 f"{photos.shown(path)}: is of the format {found!r}, this version reads {FORMAT!r}; fit it again"
             )
         try:
+            if facts["digest"] != _digest(facts["facts"], tensors):
+                raise ValueError("what it holds has changed since it was written")
             found = cls._restored(json.loads(facts["facts"]), tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever a hostile file leads to
             raise DataError(f"{photos.shown(path)}: damaged detector ({str(error)[:200]})") from None
         found.device = device
         found.scorer_.to(torch.device(device or train.default_device()))
@@ -196,7 +207,7 @@ class Detector(BaseEstimator):
 
     def open(self, source: Path | np.ndarray) -> Image.Image:
         """A photograph upright, RGB in 8 bits."""
-        return photos.opened(source, self.grey_levels_, self.max_pixels)
+        return photos.opened(source, self._fitted().grey_levels_, self.max_pixels)
 
     def _check(self) -> None:
         if self.method not in ("auto", *scorer.METHODS):
@@ -209,6 +220,10 @@ class Detector(BaseEstimator):
             if not (isinstance(value, Integral) and least <= value <= most):
                 raise ValueError(f"{name}: must be a whole number from {least} to {most}, got {value!r}")
         _check_rate("false_alarms", self.false_alarms)
+        try:
+            torch.empty(0, device=self.device or "cpu").cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"device {self.device!r}: {str(error).splitlines()[0]}") from None
 
     def _fitted(self) -> Self:
         if not hasattr(self, "scorer_"):
@@ -225,7 +240,7 @@ class Detector(BaseEstimator):
         module, (names, sources) = self._fitted().scorer_, photos.listed(images)
         bar = tqdm(total=len(sources), desc="photographs", disable=None, leave=False)
         read = self._read(names, sources, strict, skipped)
-        while batch := list(islice(read, scorer.BATCH)):
+        while batch := list(islice(read, max(1, scorer.BATCH // self.scorer_.tiles**2))):
             score, heat = module(torch.stack([image for *_, image in batch]).to(module.offset.device))
             bar.update(len(batch))
             for (name, size, _), s, h in zip(batch, score.tolist(), heat.float().cpu().numpy(), strict=True):
@@ -260,6 +275,18 @@ class Detector(BaseEstimator):
         return table
 
 
+def _file(path: str | Path) -> Path:
+    """The path of a detector's file, which may not be there yet. DataError for a folder."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise DataError(f"{photos.shown(path)}: is a folder; name a file")
+    return path
+
+
+def _digest(facts: str, tensors: dict[str, Tensor]) -> str:
+    return digest([facts, {name: sha256(x.numpy().tobytes()).hexdigest() for name, x in tensors.items()}])
+
+
 def _check_rate(name: str, rate: float) -> None:
-    if not 0 <= rate < 1:
+    if not isinstance(rate, Real) or not (rate == 0 or 1e-9 <= rate < 1):
         raise ValueError(f"{name}: must be a share from 0 to below 1, got {rate!r}")

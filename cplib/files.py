@@ -22,8 +22,12 @@ def replace_bytes(path: Path, content: bytes) -> None:
     """Write a file as a whole: one of this name is always complete, whenever the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def save_arrays(path: Path, **arrays: Any) -> None:

@@ -32,7 +32,7 @@ class _Conv3x3(nn.Conv2d):
     """A 3 x 3 convolution, faster on a CPU where it gives at most 2 x 2 places: usual ones work on padding there."""
 
     def forward(self, x: Tensor) -> Tensor:
-        n, _, *size = x.shape
+        n, channels, *size = x.shape
         stride, weight = self.stride[0], self.weight
         rows, columns = ((side - 1) // stride + 1 for side in size)
         if x.device.type != "cpu" or max(rows, columns) > 2 or size[0] != size[1]:
@@ -42,8 +42,8 @@ class _Conv3x3(nn.Conv2d):
             return nn.functional.linear(x.flatten(1), seen.flatten(1))[:, :, None, None]
         padded = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         windows = padded.unfold(1, 3, stride).unfold(2, 3, stride).permute(0, 1, 2, 4, 5, 3)
-        y = nn.functional.linear(windows.reshape(4 * n, -1), weight.permute(0, 2, 3, 1).flatten(1))
-        return y.view(n, 2, 2, -1).permute(0, 3, 1, 2)
+        y = nn.functional.linear(windows.reshape(4 * n, 9 * channels), weight.permute(0, 2, 3, 1).flatten(1))
+        return y.view(n, 2, 2, len(weight)).permute(0, 3, 1, 2)
 
 
 class ProxyClassifier(nn.Module):
@@ -146,7 +146,7 @@ def weights_file(backbone: str, weights: str) -> Path | None:
     if weights == "none":
         return None
     places = [Path("weights"), Path(os.environ.get("CUTPASTE_WEIGHTS") or "weights").expanduser()]
-    stored = [file for place in places for file in sorted(place.glob(f"{backbone}*.safetensors"))]
+    stored = [f for place in places for f in (place, *sorted(place.glob(f"{backbone}*.safetensors"))) if f.is_file()]
     path = find(weights) if weights != "pretrained" else stored[0] if stored else _download(backbone)
     if not isinstance(path, Path) or not path.is_file():
         get = f"put {backbone}.safetensors of timm into weights/ or $CUTPASTE_WEIGHTS"

@@ -4,9 +4,9 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -23,6 +23,7 @@ SUFFIXES = frozenset(
 )
 _MORE = frozenset([".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"])
 RESULTS = "cutpaste-results.json"  # marks a folder that a detector wrote, in which no photographs are looked for
+_PAGES = ("TIFF", "GIF", "WEBP", "PNG")  # formats of more than one picture; in others these are previews
 _CHUNK = 16  # photographs that are read side by side
 _LOCK = threading.Lock()  # of a limit that Pillow has once for all threads
 
@@ -45,18 +46,16 @@ def shown(name: str | Path) -> str:
 
 def list_photos(folder: Path, nested: bool = False) -> list[Path]:
     """Photographs of a folder in order by name, `nested`: also of the folders below it; none where it is missing.
-    Hidden files and results of a detector are passed over; whatever else looks like a photograph is told."""
-    if (folder / RESULTS).exists():
-        return []
-    entries = (
-        sorted(p for p in folder.iterdir() if p.name[0] != "." and p.name != "__MACOSX") if folder.is_dir() else []
-    )
-    files, known = [p for p in entries if p.is_file()], SUFFIXES | (_MORE & Image.registered_extensions().keys())
-    found = [p for p in files if p.suffix.lower() in known]
-    if unread := [p for p in files if p.suffix.lower() in _MORE - known]:
-        log.warning(
-            "%s: left out %d files of a format that is not read; save them as PNG", shown(unread[0]), len(unread)
-        )
+    Hidden files and results of a detector are passed over; whatever else looks like a photograph is among them, even
+    if it cannot be read. A DataError names a folder that cannot."""
+    try:
+        if (folder / RESULTS).exists():
+            return []
+        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    except PermissionError:
+        raise DataError(f"{shown(folder)}: this folder may not be read; change its permissions or move it") from None
+    entries = [p for p in entries if p.name[0] != "." and p.name != "__MACOSX"]
+    found = [p for p in entries if p.suffix.lower() in SUFFIXES | _MORE and p.is_file()]
     home = folder.resolve()  # a link to a folder that it lies in has no end
     for inner in (p for p in entries if p.is_dir() and not home.is_relative_to(p.resolve())):
         below = list_photos(inner, nested=True)
@@ -73,6 +72,8 @@ def read_photo(path: Path, mode: str = "RGB", levels: tuple | None = None, max_p
     with _opened(path, max_pixels) as file:
         file.load()
         image = ImageOps.exif_transpose(file)  # as viewers show what a camera took so
+        if file.format in _PAGES and getattr(file, "n_frames", 1) > 1:
+            log.warning("%s: holds %d pictures, of which the first is taken", shown(path), file.n_frames)
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
         values = np.asarray(image).astype(np.float32)
         if levels is None and 0 < (brightest := int(values.max())) < 2**12:
@@ -85,7 +86,9 @@ def read_photo(path: Path, mode: str = "RGB", levels: tuple | None = None, max_p
         raise DataError(f"{shown(path)}: has 8 bits, the good photographs 16; bring all to one kind")
     if image.mode == "F":
         raise DamagedError(f"{shown(path)}: holds floating-point values; save it with 8 or 16 bits")
-    return image.convert("RGBA").convert(mode) if image.mode == "P" else image.convert(mode)
+    if mode == "RGB" and image.has_transparency_data:  # what cannot be seen must not count
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert(mode)
 
 
 @contextmanager
@@ -105,11 +108,13 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow raises many kinds for a damaged file
-        raise DamagedError(f"{shown(path)}: cannot be read as an image ({shown(str(error))})") from None
+        told = "needs a package for Pillow, such as pillow-heif" if path.suffix.lower() in _MORE else shown(str(error))
+        raise DamagedError(f"{shown(path)}: cannot be read as an image ({told})") from None
 
 
 def listed(given: Photos) -> tuple[list[str], list[Path | np.ndarray]]:
-    """Names of photographs, and where they are."""
+    """Names of photographs, and where they are. A list may also name folders."""
+    kinds = "a folder, a list of files, or an array (n, height, width, 3) uint8"
     if isinstance(given, np.ndarray):
         is_one = given.ndim == 3 and given.shape[2] == 3  # a photograph in colour, not n grey ones
         if (
@@ -123,16 +128,18 @@ def listed(given: Photos) -> tuple[list[str], list[Path | np.ndarray]]:
             raise DataError(f"array: must be (n, height, width) or (n, height, width, 3) uint8, got {shape}")
         return [str(k) for k in range(len(given))], list(given)
     if isinstance(given, str | Path):
+        if not str(given).strip():
+            raise DataError(f"photographs: must be {kinds}, got an empty name")
         folder = Path(given).expanduser()
         found = [folder] if folder.is_file() else list_photos(folder, nested=True)
         if not found:
-            what = "no photographs in it" if folder.is_dir() else "no such folder"
+            what = "no photographs in it" if folder.is_dir() else "no such folder or file"
             raise DataError(f"{shown(folder)}: {what} ({' '.join(sorted(SUFFIXES))})")
         return [shown(p.relative_to(folder).as_posix() if p != folder else p.name) for p in found], found
-    given = list(given)
+    given = list(given) if isinstance(given, Iterable) and not isinstance(given, Image.Image) else []
     if not given or not all(isinstance(p, str | Path) for p in given):
-        raise DataError("photographs: must be a folder, a list of files, or an array (n, height, width, 3) uint8")
-    found = [Path(p).expanduser() for p in given]
+        raise DataError(f"photographs: must be {kinds}")
+    found = [p for name in given for p in listed(name)[1]]
     return [shown(p) for p in found], found
 
 
@@ -144,9 +151,7 @@ def kind(sources: list[Path | np.ndarray], max_pixels: int) -> tuple[tuple[int, 
     for path in sources:
         try:
             with _opened(path, max_pixels) as image:
-                # by a quarter, as its orientation says; of a TIFF Pillow has seen to it
-                is_turned = image.getexif().get(0x0112, 1) >= 5 and image.format != "TIFF"
-                size, is_deep = image.size[:: -1 if is_turned else 1], image.mode.startswith("I")
+                size, is_deep = _upright(image), image.mode.startswith("I")
                 # of 16 bits the darkest and brightest value but for one pixel in a thousand; else no pixels are read
                 span = np.percentile(np.asarray(image), (0.1, 99.9)).tolist() if is_deep else None
         except DamagedError:
@@ -163,7 +168,30 @@ def kind(sources: list[Path | np.ndarray], max_pixels: int) -> tuple[tuple[int, 
     return size, (min(low for low, _ in levels), max(high for _, high in levels)) if levels else None
 
 
-def opened(source: Path | np.ndarray, levels: tuple | None, max_pixels: int) -> Image.Image:
+def _upright(image: Image.Image) -> tuple[int, int]:
+    """Width and height as viewers show it."""
+    # turned by a quarter, as its orientation says; of a TIFF Pillow has seen to it
+    is_turned = image.getexif().get(0x0112, 1) >= 5 and image.format != "TIFF"
+    return image.size[:: -1 if is_turned else 1]
+
+
+def check_shapes(names: list[str], sources: list[Path | np.ndarray], size: tuple[int, int], max_pixels: int) -> None:
+    """DataError for photographs whose aspect ratio differs from that of `size` (width, height) by more than 2 %."""
+    wrong = []
+    for name, source in zip(names, sources, strict=True):
+        try:
+            with _opened(source, max_pixels) if isinstance(source, Path) else nullcontext(opened(source)) as image:
+                width, height = _upright(image)
+        except DataError:  # told when it is read
+            continue
+        if abs(math.log(width * size[1] / (height * size[0]))) > math.log(1.02):
+            wrong.append(f"{name}: {width} x {height} pixels")
+    if wrong:
+        more = f" (and so have {len(wrong) - 1} more)" if wrong[1:] else ""
+        raise DataError(f"{wrong[0]}, the good ones {size[0]} x {size[1]}: another aspect ratio{more}")
+
+
+def opened(source: Path | np.ndarray, levels: tuple | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A photograph of a file or an array upright, RGB in 8 bits; as `read_photo`."""
     if isinstance(source, np.ndarray):
         return Image.fromarray(source).convert("RGB")
@@ -183,9 +211,10 @@ def read_resized(
     Args:
         kind: the size (width, height) that they should have, and as `opened` takes them, levels and max_pixels.
         strict: raise DamagedError for one that cannot be read; else it is told, and its name added to `skipped`.
-            A DataError in any case names one whose aspect ratio differs by more than 2 %.
+            A DataError in any case names one whose aspect ratio differs by more than 2 %, before any is read.
     """
     shape, *how = kind
+    check_shapes(names, sources, shape, kind[2])
     is_told = False
 
     def one(source: Path | np.ndarray) -> tuple[tuple[int, int], torch.Tensor] | DamagedError:
@@ -207,10 +236,8 @@ def read_resized(
                 skipped.append(name)
                 continue
             own, image = photo
-            told = f"{name}: {own[0]} x {own[1]} pixels, the good ones {shape[0]} x {shape[1]}"
-            if abs(math.log(own[0] * shape[1] / (own[1] * shape[0]))) > math.log(1.02):
-                raise DataError(f"{told}: another aspect ratio")
             if own != shape and not is_told:
+                told = f"{name}: {own[0]} x {own[1]} pixels, the good ones {shape[0]} x {shape[1]}"
                 log.warning("%s: resized, as all that are of another size", told)
                 is_told = True
             yield name, own, image

@@ -82,8 +82,9 @@ class Scorer(nn.Module):
         for density, found in self.maps(some.to(device).float() / 255):
             density.scale(*found)
         both: list[list] = [[], []]  # photographs and copies, in batches, by density
-        for start in trange(0, len(images), BATCH, desc="good photographs", disable=None, leave=False):
-            batch = images[start : start + BATCH].to(device)
+        step = max(1, BATCH // self.tiles**2)
+        for start in trange(0, len(images), step, desc="good photographs", disable=None, leave=False):
+            batch = images[start : start + step].to(device)
             for kept, x in zip(
                 both, (batch.float() / 255, views.augment_input(batch, AUGMENT, generator)), strict=True
             ):
@@ -129,7 +130,7 @@ def best_method() -> str:
         if importlib.util.find_spec("timm"):
             model.weights_file(BACKBONE, "pretrained")
             return "pretrained"
-        log.info("package timm is missing, so the method is cutpaste: pip install timm")
+        log.warning("package timm is missing, so the method is cutpaste, which trains for minutes: pip install timm")
     except model.WeightsMissingError as error:
-        log.info("%s; so the method is cutpaste", error)
+        log.warning("%s; so the method is cutpaste, which trains for minutes", error)
     return "cutpaste"

@@ -53,10 +53,12 @@ def test_layout_becomes_tensors(category):
 def test_folder_of_bare_images_is_normal_training_data(tmp_path, caplog):
     for name in ("b.png", "a.jfif", "c.bmp", "more/d.png"):
         write(tmp_path / "own" / name, smooth(), format="JPEG" if name == "a.jfif" else None)
-    (tmp_path / "own/e.heic").write_bytes(b"x")
     own = load(tmp_path / "own")
     assert own.train_files == ("a.jfif", "b.png", "c.bmp") and own.test_files == ()
-    assert "own/more: left out 1 images" in caplog.text and "e.heic: left out 1 files" in caplog.text
+    assert "own/more: left out 1 images" in caplog.text
+    (tmp_path / "own/e.heic").write_bytes(b"x")
+    with pytest.raises(data.DataError, match=r"e\.heic.*pillow-heif"):
+        load(tmp_path / "own")
 
 
 def test_ok_and_normal_mean_good(category, caplog):

@@ -74,6 +74,32 @@ def test_files_that_cannot_be_read_give_status_3_and_wrong_input_one_line(place,
         assert main(line.split()) == 1 and told in caplog.messages[-1], caplog.messages
 
 
+def test_what_is_wrong_is_told_before_anything_is_learnt(place, monkeypatch, caplog):
+    monkeypatch.setattr("cplib.detector.Detector.fit", None)
+    Image.new("RGB", (40, 60)).save("camera1/today/turned.png")
+    Path("full").mkdir()
+    Path("full/mine.txt").touch()
+    for line, told in {
+        "camera1/today": "turned.png: 40 x 60 pixels, the good ones 40 x 40: another aspect ratio",
+        "camera2/today --to full": "full: holds something else",
+        "camera2/today --to full/mine.txt/x": "full/mine.txt/x",
+        "camera2/today --save full": "--save full: is a folder",
+    }.items():
+        assert main(["detect", "--good", "parts", *line.split()]) == 1 and told in caplog.messages[-1], caplog.messages
+
+
+def test_some_photographs_and_damaged_or_good_ones_among_them(place, caplog):
+    Path("parts/damaged.png").write_bytes(b"x")
+    files = [f"camera1/today/hole/00{k}.png" for k in range(2)] + ["parts/000.png"]
+    assert main(["detect", "--good", "parts", "--save", "new/m.cutpaste", *files]) == 3
+    assert set(pd.read_csv("detected/photos/photos.csv")["image"]) == set(files)
+    assert "damaged.png" in Path("detected/photos/report.html").read_text()
+    assert "1 photographs are also among the good ones, such as" in caplog.text
+    assert main(["detect", "--good", "parts", "--strict", *files]) == 1
+    Path("detected/photos/cutpaste-results.json").write_text("")
+    assert main(["detect", "--load", "new/m.cutpaste", *files]) == 0 and Path("detected/photos-2").exists()
+
+
 def test_nothing_of_others_is_touched_and_results_are_no_photographs(place):
     Path("camera1/today").rename("maps")
     assert main(["detect", "--good", "parts", "maps", "--to", "."]) == 1

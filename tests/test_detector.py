@@ -16,13 +16,13 @@ from sklearn.covariance import LedoitWolf
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 
-from cplib import Detector, config, model, scorer
+from cplib import Detector, config, detector, model, scorer
 from cplib.localize import places
 from cplib.photos import DataError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]
-FAST = {"method": "cutpaste", "size": 64, "updates": 1}
+FAST: dict = {"method": "cutpaste", "size": 64, "updates": 1}
 
 
 def part(seed: int, width: int = 60, height: int = 40, defect: bool = False) -> np.ndarray:
@@ -167,10 +167,9 @@ def test_photographs_as_people_have_them(tmp_path, fitted, caplog):
     table = fitted.score(place)
     names = set(table["image"])
     expected = {"ä ö.PNG", "cost $5$$.png", "sub/turned.png", "sub/print.tiff", "phone.jfif", "twice as large.png"}
-    assert names == expected | {"\\udc83e.png"} and table.attrs["skipped"] == ["damaged.png"]
-    assert (
-        "other.heic" in caplog.text and "damaged.png" in caplog.text and "twice as large.png: 120 x 80" in caplog.text
-    )
+    assert names == expected | {"\\udc83e.png"} and table.attrs["skipped"] == ["damaged.png", "other.heic"]
+    assert "other.heic: cannot be read as an image (needs a package for Pillow, such as pillow-heif)" in caplog.text
+    assert "damaged.png" in caplog.text and "twice as large.png: 120 x 80" in caplog.text
     same = table.set_index("image").loc[["ä ö.PNG", "sub/turned.png", "\\udc83e.png"], "score"]
     assert same.nunique() == 1
     with pytest.raises(DataError, match=r"damaged\.png"):
@@ -181,6 +180,51 @@ def test_photographs_as_people_have_them(tmp_path, fitted, caplog):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(DataError, match=nothing.name):
             fitted.score(nothing)
+
+
+def test_copies_pages_and_what_cannot_be_seen(tmp_path, fitted, caplog):
+    for k in range(6):
+        for name in (f"parts/{k}.png", f"parts/copy of all/{k}.bmp"):
+            write(tmp_path / name, part(k))
+    (tmp_path / "parts/damaged.png").write_bytes(b"x")
+    alone = Detector(**FAST).fit(np.stack([part(k) for k in range(6)]))
+    found = Detector(**FAST).fit(tmp_path / "parts")
+    assert np.array_equal(found.good_scores_, alone.good_scores_), "copies would tell of each other that they are good"
+    assert found.skipped_ == ["damaged.png"] and "6 good photographs are copies" in caplog.text
+    with pytest.raises(DataError, match=r"damaged\.png"):
+        found.fit(tmp_path / "parts", strict=True)
+    pages = [Image.fromarray(part(k)) for k in range(3)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    fitted.score(tmp_path / "pages.tif")
+    assert "pages.tif: holds 3 pictures, of which the first is taken" in caplog.text
+    for hidden in (0, 255):  # of a transparent corner
+        image = np.dstack([part(0), np.full((40, 60), 255, np.uint8)])
+        image[:20, :20] = (hidden, hidden, hidden, 0)
+        write(tmp_path / f"cut out/{hidden}.png", image)
+    assert fitted.score(tmp_path / "cut out")["score"].nunique() == 1
+    assert len(fitted.score([tmp_path / "cut out", tmp_path / "pages.tif"])) == 3, "folders and files"
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    {
+        "of a text": (lambda: Detector(false_alarms="0.1").fit(GOOD), "false_alarms: must be"),
+        "too small to tell": (lambda: Detector(false_alarms=1e-320).fit(GOOD), "false_alarms: must be"),
+        "device": (lambda: Detector(device="nope").fit(GOOD), "device 'nope'"),
+        "None": (lambda: Detector().fit(None), "photographs: must be"),
+        "a picture": (lambda: Detector().fit(Image.fromarray(part(0))), "photographs: must be"),
+        "no name": (lambda: Detector().fit(""), "photographs: must be .* empty"),
+        "a folder as file": (lambda: Detector.load(Path.cwd()), "is a folder"),
+    }.values(),
+)
+def test_what_is_wrong_is_named(call, told):
+    with pytest.raises(ValueError, match=told):
+        call()
+
+
+def test_numbers_of_numpy_are_numbers(fitted):
+    again = Detector(**FAST, random_state=np.int64(0), false_alarms=np.float32(0.01)).fit(GOOD)
+    assert np.array_equal(again.good_scores_, fitted.good_scores_)
 
 
 def test_large_and_deep_photographs(tmp_path, caplog):
@@ -247,18 +291,28 @@ def test_damaged_and_hostile_files_are_refused(tmp_path, fitted):
     with safetensors.safe_open(path, "pt") as file:
         facts = file.metadata()
     told = json.loads(facts["facts"])
+
+    def signed(tensors: dict, **changes: object) -> bytes:
+        """As an attacker would, with a digest that fits."""
+        text = json.dumps(told | changes)
+        return safetensors.torch.save(tensors, facts | {"facts": text, "digest": detector._digest(text, tensors)})
+
+    middle = len(content) // 2
     bad = {
+        "overwritten": content[:middle] + b"\xff" * 500 + content[middle + 500 :],
+        "no tiles": signed(tensors, tiles_=0),
         "empty": b"",
         "cut": content[: len(content) // 2],
         "pickle": b"\x80\x04cos\nsystem\n(S'touch hacked'\ntR.",
         "other version": safetensors.torch.save(tensors, facts | {"format": "cutpaste detector 99"}),
         "no facts": safetensors.torch.save(tensors, {"format": facts["format"]}),
         "no JSON": safetensors.torch.save(tensors, facts | {"facts": "{"}),
-        "wrong method": safetensors.torch.save(tensors, facts | {"facts": json.dumps(told | {"method_": "os.system"})}),
-        "wrong parameter": safetensors.torch.save(tensors, facts | {"facts": json.dumps(told | {"params": {"x": 1}})}),
-        "wrong size": safetensors.torch.save(tensors, facts | {"facts": json.dumps(told | {"input_size_": [1, 0]})}),
-        "tensor missing": safetensors.torch.save({k: v for k, v in tensors.items() if "mean" not in k}, facts),
-        "tensor of another shape": safetensors.torch.save(tensors | {"densities.0.mean": torch.zeros(2, 3)}, facts),
+        "wrong method": signed(tensors, method_="os.system"),
+        "wrong parameter": signed(tensors, params={"x": 1}),
+        "wrong size": signed(tensors, input_size_=[1, 0]),
+        "tensor missing": signed({k: v for k, v in tensors.items() if "mean" not in k}),
+        "tensor of another shape": signed(tensors | {"densities.0.mean": torch.zeros(2, 3)}),
+        "one fact changed": safetensors.torch.save(tensors, facts | {"facts": json.dumps(told | {"tiles_": 2})}),
     }
     for name, found in bad.items():
         (tmp_path / name).write_bytes(found)

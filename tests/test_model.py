@@ -51,10 +51,11 @@ def test_networks_have_the_stem_head_and_normalisation_asked_for(stem, shrink):
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
-def test_convolutions_of_maps_of_a_few_pixels_are_the_usual_ones(side, stride):
+@pytest.mark.parametrize("n", [0, 3])
+def test_convolutions_of_maps_of_a_few_pixels_are_the_usual_ones(n, side, stride):
     """Values and gradients, where the fast way is taken (at most 2 x 2 places) and where it is not."""
     generator, found = torch.Generator().manual_seed(0), []
-    x, weight = torch.randn(3, 8, side, side, generator=generator), torch.randn(16, 8, 3, 3, generator=generator)
+    x, weight = torch.randn(n, 8, side, side, generator=generator), torch.randn(16, 8, 3, 3, generator=generator)
     for kind in (model._Conv3x3, torch.nn.Conv2d):
         layer, image = kind(8, 16, 3, stride, 1, bias=False), x.clone().requires_grad_()
         layer.weight.data = weight.clone()
