@@ -5,7 +5,6 @@ score is in standard deviations of the scores that good photographs have under t
 """
 
 import copy
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
 from PIL import Image
 from sklearn.base import BaseEstimator
@@ -26,12 +24,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cplib import photos, scorer, train
-from cplib.files import digest, replace_bytes
 from cplib.photos import DataError
 
 log = logging.getLogger(__name__)
 
-FORMAT = "cutpaste detector 2"  # of saved files; raise the number when what they hold changes
 SIZE = {"pretrained": 384, "cutpaste": 256}  # pixels squared at which a method looks at a photograph, or at a tile
 _MOST_GOOD = 1000  # photographs that the densities are fitted to
 _DRIFT = 0.05  # p-value below which three quarters of the photographs are for another reason than defects
@@ -144,9 +140,7 @@ class Detector(BaseEstimator):
         facts["params"] = self.get_params() | {"device": None}
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.scorer_.state_dict().items()}
         tensors["good_scores"] = torch.from_numpy(self.good_scores_)
-        told = json.dumps(facts, default=lambda value: value.item())
-        content = {"format": FORMAT, "facts": told, "digest": _digest(told, tensors)}
-        replace_bytes(_file(path), safetensors.torch.save(tensors, content))
+        scorer.write(_file(path), facts, tensors)
 
     def export(self, path: str | Path) -> None:
         """Write one ONNX file: from `image` (1, 3, height, width) uint8, RGB, at `input_size_`, to `score` (1,) and
@@ -167,20 +161,9 @@ class Detector(BaseEstimator):
     def load(cls, path: str | Path, device: str | None = None) -> Self:
         """A detector from a file of `save`. A DataError names a file that is none, is damaged or of another version."""
         path = _file(path)
+        content = scorer.read(path)
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                facts = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        except (OSError, safetensors.SafetensorError) as error:
-            raise DataError(f"{photos.shown(path)}: cannot be read as a detector ({error})") from None
-        if (found := facts.get("format")) != FORMAT:
-            raise DataError(
-                f"{photos.shown(path)}: is of the format {found!r}, this version reads {FORMAT!r}; fit it again"
-            )
-        try:
-            if facts["digest"] != _digest(facts["facts"], tensors):
-                raise ValueError("what it holds has changed since it was written")
-            found = cls._restored(json.loads(facts["facts"]), tensors)
+            found = cls._restored(*content)
         except Exception as error:  # noqa: BLE001 - whatever a hostile file leads to
             raise DataError(f"{photos.shown(path)}: damaged detector ({str(error)[:200]})") from None
         found.device = device
@@ -195,12 +178,7 @@ class Detector(BaseEstimator):
             value = facts[name]
             setattr(found, name, tuple(value) if isinstance(value, list) and name != "good_" else value)
         found.good_scores_ = tensors.pop("good_scores").numpy()
-        found.scorer_ = scorer.Scorer(scorer.network(found.method_), found.method_, int(facts["tiles_"])).eval()
-        for k, density in enumerate(found.scorer_.densities):
-            start = f"densities.{k}."
-            own = {name.removeprefix(start): v for name, v in tensors.items() if name.startswith(start)}
-            density.keep(**{name: torch.empty_like(v) for name, v in own.items()})
-        found.scorer_.load_state_dict(tensors)
+        found.scorer_ = scorer.restored(found.method_, int(facts["tiles_"]), tensors)
         with torch.inference_mode():  # what does not fit together shows here
             found.scorer_(torch.zeros(1, 3, *found.input_size_, dtype=torch.uint8))
         return found
@@ -281,10 +259,6 @@ def _file(path: str | Path) -> Path:
     if path.is_dir():
         raise DataError(f"{photos.shown(path)}: is a folder; name a file")
     return path
-
-
-def _digest(facts: str, tensors: dict[str, Tensor]) -> str:
-    return digest([facts, {name: sha256(x.numpy().tobytes()).hexdigest() for name, x in tensors.items()}])
 
 
 def _check_rate(name: str, rate: float) -> None:

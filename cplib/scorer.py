@@ -1,9 +1,14 @@
 """From photographs to scores and maps: the network and the density of a detector, as one module of torch."""
 
 import importlib.util
+import json
 import logging
 from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from tqdm import trange
@@ -11,7 +16,9 @@ from tqdm import trange
 from cplib import model, train
 from cplib.augment import views
 from cplib.augment.tasks import METHODS as TASKS
+from cplib.files import digest, replace_bytes
 from cplib.localize.places import Density, Nearest, PerLocation
+from cplib.photos import DataError, shown
 from cplib.sections import AugmentConfig, TrainConfig
 
 log = logging.getLogger(__name__)
@@ -30,6 +37,7 @@ AUGMENT = AugmentConfig(
     **{"scar_width": (2.0, 16.0), "scar_length": (10.0, 25.0), "scar_angle": (-45.0, 45.0)},
 )
 METHODS = ("pretrained", "cutpaste")
+FORMAT = "cutpaste detector 2"  # of saved files; raise the number when what they hold changes
 BATCH = 8  # photographs at a time
 _SAMPLE = 32  # photographs by which features are scaled and reduced
 _LEAST_STD = 1e-3  # floors what good photographs vary by: of equal ones nothing is an infinite defect
@@ -114,6 +122,47 @@ def network(
             train.fit(net, images, TASK, AUGMENT, config, seed, config.crop)
     net.head = nn.Identity()
     return net.requires_grad_(False).eval()
+
+
+def restored(method: str, tiles: int, tensors: dict[str, Tensor]) -> Scorer:
+    """A scorer from its `state_dict`. Raises whatever torch does where that is of another one."""
+    module = Scorer(network(method), method, tiles).eval()
+    for k, density in enumerate(module.densities):
+        start = f"densities.{k}."
+        own = {name.removeprefix(start): v for name, v in tensors.items() if name.startswith(start)}
+        density.keep(**{name: torch.empty_like(v) for name, v in own.items()})
+    module.load_state_dict(tensors)
+    return module
+
+
+def write(path: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a detector's file: tensors, facts as JSON, and a digest of both."""
+    told = json.dumps(facts, default=lambda value: value.item())
+    content = {"format": FORMAT, "facts": told, "digest": file_digest(told, tensors)}
+    replace_bytes(path, safetensors.torch.save(tensors, content))
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Facts and tensors of a detector's file. A DataError names a file that is none, damaged or of another version."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            content = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f"{shown(path)}: cannot be read as a detector ({error})") from None
+    if (found := content.get("format")) != FORMAT:
+        raise DataError(f"{shown(path)}: is of the format {found!r}, this version reads {FORMAT!r}; fit it again")
+    try:
+        if content["digest"] != file_digest(content["facts"], tensors):
+            raise ValueError("what it holds has changed since it was written")
+        return json.loads(content["facts"]), tensors
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{shown(path)}: damaged detector ({error})") from None
+
+
+def file_digest(facts: str, tensors: dict[str, Tensor]) -> str:
+    """Digest of all that a detector's file holds."""
+    return digest([facts, {name: sha256(x.numpy().tobytes()).hexdigest() for name, x in tensors.items()}])
 
 
 def densities(method: str) -> list[Density]:

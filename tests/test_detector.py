@@ -16,7 +16,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 
-from cplib import Detector, config, detector, model, scorer
+from cplib import Detector, config, model, scorer
 from cplib.localize import places
 from cplib.photos import DataError
 
@@ -295,7 +295,7 @@ def test_damaged_and_hostile_files_are_refused(tmp_path, fitted):
     def signed(tensors: dict, **changes: object) -> bytes:
         """As an attacker would, with a digest that fits."""
         text = json.dumps(told | changes)
-        return safetensors.torch.save(tensors, facts | {"facts": text, "digest": detector._digest(text, tensors)})
+        return safetensors.torch.save(tensors, facts | {"facts": text, "digest": scorer.file_digest(text, tensors)})
 
     middle = len(content) // 2
     bad = {
