@@ -126,9 +126,8 @@ def localization(config: Config) -> pd.DataFrame:
 
 def proxy_accuracy(config: Config, part: str = "detection") -> pd.DataFrame:
     """How well methods solve their proxy tasks at the end of training, on augmented training images: a row per trained
-    method; by category (mean over the last tenth of the updates, and seeds), accuracy (mean over all runs) and chance,
-    in [0, 1]."""
+    method; by category (mean over the last tenth of the updates, and seeds), accuracy (their mean) and chance, in
+    [0, 1]."""
     table = store.read(config, part).query("metric == 'accuracy'")
-    each = table.pivot_table("value", "method", "category", sort=False).rename_axis(columns=None)
-    mean = table.groupby("method", sort=False)["value"].mean()
-    return each.assign(accuracy=mean, chance=[1 / len(METHODS[m]) for m in each.index])
+    found = table.pivot_table("value", "method", "category", sort=False).rename_axis(columns=None)
+    return found.assign(accuracy=found.mean(axis=1), chance=[1 / len(METHODS[m]) for m in found.index])
