@@ -12,7 +12,7 @@ from hashlib import sha256
 from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,6 @@ import torch
 from PIL import Image
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
-from torch import Tensor
 from tqdm import tqdm
 
 from cplib import photos, scorer, train
@@ -161,26 +160,21 @@ class Detector(BaseEstimator):
     def load(cls, path: str | Path, device: str | None = None) -> Self:
         """A detector from a file of `save`. A DataError names a file that is none, is damaged or of another version."""
         path = _file(path)
-        content = scorer.read(path)
         try:
-            found = cls._restored(*content)
+            facts, tensors = scorer.read(path)
+            found = cls(**facts["params"])
+            found._check()
+            for name in _FACTS:
+                value = facts[name]
+                setattr(found, name, tuple(value) if isinstance(value, list) and name != "good_" else value)
+            found.good_scores_ = tensors.pop("good_scores").numpy()
+            found.scorer_ = scorer.restored(found.method_, int(facts["tiles_"]), tensors)
+            with torch.inference_mode():  # what does not fit together shows here
+                found.scorer_(torch.zeros(1, 3, *found.input_size_, dtype=torch.uint8))
         except Exception as error:  # noqa: BLE001 - whatever a hostile file leads to
-            raise DataError(f"{photos.shown(path)}: damaged detector ({str(error)[:200]})") from None
+            raise DataError(f"{photos.shown(path)}: cannot be read as a detector ({str(error)[:200]})") from None
         found.device = device
         found.scorer_.to(torch.device(device or train.default_device()))
-        return found
-
-    @classmethod
-    def _restored(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        found = cls(**facts["params"])
-        found._check()
-        for name in _FACTS:
-            value = facts[name]
-            setattr(found, name, tuple(value) if isinstance(value, list) and name != "good_" else value)
-        found.good_scores_ = tensors.pop("good_scores").numpy()
-        found.scorer_ = scorer.restored(found.method_, int(facts["tiles_"]), tensors)
-        with torch.inference_mode():  # what does not fit together shows here
-            found.scorer_(torch.zeros(1, 3, *found.input_size_, dtype=torch.uint8))
         return found
 
     def open(self, source: Path | np.ndarray) -> Image.Image:

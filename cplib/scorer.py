@@ -18,7 +18,6 @@ from cplib.augment import views
 from cplib.augment.tasks import METHODS as TASKS
 from cplib.files import digest, replace_bytes
 from cplib.localize.places import Density, Nearest, PerLocation
-from cplib.photos import DataError, shown
 from cplib.sections import AugmentConfig, TrainConfig
 
 log = logging.getLogger(__name__)
@@ -143,21 +142,15 @@ def write(path: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Facts and tensors of a detector's file. A DataError names a file that is none, damaged or of another version."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            content = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-    except (OSError, safetensors.SafetensorError) as error:
-        raise DataError(f"{shown(path)}: cannot be read as a detector ({error})") from None
+    """Facts and tensors of a detector's file. A ValueError tells of one of another version or that was changed."""
+    with safetensors.safe_open(path, "pt") as file:
+        content = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     if (found := content.get("format")) != FORMAT:
-        raise DataError(f"{shown(path)}: is of the format {found!r}, this version reads {FORMAT!r}; fit it again")
-    try:
-        if content["digest"] != file_digest(content["facts"], tensors):
-            raise ValueError("what it holds has changed since it was written")
-        return json.loads(content["facts"]), tensors
-    except (KeyError, ValueError) as error:
-        raise DataError(f"{shown(path)}: damaged detector ({error})") from None
+        raise ValueError(f"is of the format {found!r}, this version reads {FORMAT!r}; fit it again")
+    if content["digest"] != file_digest(content["facts"], tensors):
+        raise ValueError("damaged: what it holds has changed since it was written")
+    return json.loads(content["facts"]), tensors
 
 
 def file_digest(facts: str, tensors: dict[str, Tensor]) -> str:

@@ -88,7 +88,7 @@ def fit(
         Rows of update, learning_rate, loss and accuracy, the latter two means over the updates since the row before.
         A TrainingError tells of a loss that is not finite, and of a checkpoint that belongs to something else.
     """
-    device, memory_format = images.device, layout(config)
+    n, device, memory_format = len(images), images.device, layout(config)
     net.to(device, memory_format=memory_format)
     optimizer, mean = _optimizer(net, config), None
     parts = {"model": net, "optimizer": optimizer}  # of what a checkpoint keeps the state
@@ -113,7 +113,9 @@ def fit(
     with threads(config.threads):
         for update in bar:
             generator = update_generator(seed, update)
-            chosen = _choose(len(images), config.sources, generator).to(device)
+            # without repetition as far as there are images
+            order = [torch.randperm(n, generator=generator) for _ in range(math.ceil(config.sources / n))]
+            chosen = torch.cat(order)[: config.sources].to(device)
             batch, labels = views.make_batch(images[chosen], task, augment, generator, crop, config.crop_place)
             batch = batch.contiguous(memory_format=memory_format)
             optimizer.param_groups[0]["lr"] = rate = learning_rate(update, config)
@@ -198,11 +200,6 @@ def resolved_precision(device: torch.device, precision: str) -> str:
 def layout(config: TrainConfig) -> torch.memory_format:
     """Memory layout of images and networks."""
     return torch.channels_last if config.channels_last else torch.contiguous_format
-
-
-def _choose(n: int, sources: int, generator: Generator) -> Tensor:
-    """Indices of the source images of one update, without repetition as far as there are images."""
-    return torch.cat([torch.randperm(n, generator=generator) for _ in range(math.ceil(sources / n))])[:sources]
 
 
 def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:

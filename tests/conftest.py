@@ -1,7 +1,5 @@
 """Fixtures: a tiny category in MVTec AD's layout, a tiny configuration, and the real data where they are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

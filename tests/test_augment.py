@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
-from torch.nn import functional
 
 from cplib.augment import color, views
 from cplib.augment.tasks import TASKS
-from cplib.augment.views import VIEWS, augment_input, make_batch, translate
+from cplib.augment.views import VIEWS, augment_input, make_batch
 from cplib.config import load
 
 CONFIG = load(Path(__file__).parents[1] / "params/paper.yaml").augment
@@ -87,24 +86,6 @@ def test_union_is_one_of_the_two_with_equal_chance():
     assert ((pixels >= 16) | scars).all() and (pixels > 0).all()
     assert abs(scars.float().mean() - 0.5) < 0.05
     assert stats.binomtest(int((scars[1:] != scars[:-1]).sum()), 1023).pvalue > 0.001  # coin by coin
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12)),
-    repeats=st.integers(1, 3),
-    data=st.data(),
-)
-def test_translate_is_reflection_padding_and_crop(shape, repeats, data):
-    n, height, width = shape
-    pad = data.draw(st.integers(0, min(height, width) - 1))
-    offset = st.tuples(st.integers(0, 2 * pad), st.integers(0, 2 * pad))
-    offsets = data.draw(st.lists(offset, min_size=n * repeats, max_size=n * repeats))
-    images = noise(*shape)
-    padded = functional.pad(images, (pad,) * 4, mode="reflect")
-    crops = translate(images, torch.tensor(offsets), pad)
-    for k, (crop, (i, j)) in enumerate(zip(crops, offsets, strict=True)):
-        assert torch.equal(crop, padded[k % n, :, i : i + height, j : j + width])
 
 
 def test_input_is_shifted_uniformly_to_an_eighth_of_its_size_and_jittered():

@@ -1,7 +1,5 @@
 """Claims follow from stored results, and what is committed is of the present parameters."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

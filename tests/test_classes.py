@@ -39,12 +39,6 @@ def test_folder_holds_classes_below_any_prefix(tmp_path, monkeypatch, prefix):
     assert load_classes("nowhere/set", "dog", 32).digest != found.digest
 
 
-def test_larger_images_shrink_with_antialiasing(tmp_path):
-    stripes = np.tile(np.uint8([200, 0]), (64, 32))  # finer than 32 pixels can show
-    images = load_classes(write(tmp_path, FILES | {"train/cat/0.png": stripes}), "cat", 32)
-    assert images.source_size == (64, 64) and (images.train[0, :, :, 4:-4].float() - 100).abs().max() < 10
-
-
 def test_digits_are_split_by_class_and_upright():
     images, digits = load_classes("digits", "3", 8), load_digits()
     files = [file.split("/") for file in images.train_files + images.test_files]

@@ -1,7 +1,5 @@
 """The command line: what is run is what was named, and bad input gets one line."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

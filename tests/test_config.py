@@ -1,7 +1,5 @@
 """Parameters: presets load and resolve, and every mistake is an error that names the key."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`python -m cplib detect`: what it writes, its exit status, and what it says of bad input."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

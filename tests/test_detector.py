@@ -1,8 +1,6 @@
 """The detector finds what good photographs do not show, keeps to scikit-learn's conventions, and reads photographs as
 people have them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

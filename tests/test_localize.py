@@ -11,7 +11,7 @@ from sklearn.covariance import LedoitWolf
 
 from cplib import model
 from cplib.config import load
-from cplib.gde import DensityError, normalized
+from cplib.gde import normalized
 from cplib.localize import patch_maps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +33,7 @@ def random_embeddings(n: int, side: int = 3, d: int = 24, seed: int = 0) -> torc
     mix = torch.randn(d, d, generator=generator) * torch.logspace(0, -1.5, d)
     place = torch.randn(side, side, d, generator=generator)
     x = torch.randn(n, side, side, d, generator=torch.Generator().manual_seed(seed)) @ mix * 0.1 + place
-    return patch_maps.unit_length(x)
+    return torch.nn.functional.normalize(x, dim=-1)
 
 
 def direct(samples: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ def direct(samples: np.ndarray, points: np.ndarray) -> np.ndarray:
 def test_gaussians_equal_scikit_learns(n, monkeypatch):
     monkeypatch.setattr(patch_maps, "_BLOCK_BYTES", 10_000)  # a few locations at a time
     train, test = random_embeddings(n), random_embeddings(5, seed=1)
-    scores = {name: placement().fit(train).score(test) for name, placement in patch_maps.PLACEMENTS.items()}
+    scores = {name: placement(train)(test) for name, placement in patch_maps.PLACEMENTS.items()}
     expected = np.empty((5, 3, 3))
     for i, j in np.ndindex(3, 3):
         expected[:, i, j] = direct(train[:, i, j].numpy(), test[:, i, j].numpy())
@@ -57,14 +57,10 @@ def test_gaussians_equal_scikit_learns(n, monkeypatch):
 
 
 @pytest.mark.parametrize("placement", patch_maps.PLACEMENTS.values())
-def test_equal_images_are_scored_and_too_few_are_named(placement):
+def test_equal_images_are_scored(placement):
     one, other = (random_embeddings(1, side=1, seed=seed) for seed in (0, 1))
-    with pytest.raises(DensityError, match=r"at least 2|minimum of 2"):
-        placement().fit(one)
-    scores = placement().fit(one.repeat(4, 1, 1, 1)).score(torch.cat([one, other])).flatten()
+    scores = placement(one.repeat(4, 1, 1, 1))(torch.cat([one, other])).flatten()
     assert scores[0] == 0 and torch.isfinite(scores[1]) and scores[1] > 0
-    with pytest.raises(DensityError, match="not finite"):
-        patch_maps.unit_length(torch.tensor([[1.0, float("nan")]]))
 
 
 def test_maps_are_those_of_patches_embedded_and_scored_one_by_one(monkeypatch):
@@ -88,7 +84,7 @@ def test_maps_are_those_of_patches_embedded_and_scored_one_by_one(monkeypatch):
     }
     for name, found in maps.items():
         assert found.shape == (2, 3, 3) and found.dtype == np.float32
-        np.testing.assert_allclose(found.reshape(2, 9), expected[name], rtol=0.02)  # kept in float16
+        np.testing.assert_allclose(found.reshape(2, 9), expected[name], rtol=1e-3)
     none = patch_maps.score_maps(net, train, test[:0], 16, 8, CONFIG, densities=["shared"])
     assert {name: found.shape for name, found in none.items()} == {"shared": (0, 3, 3)}
 

@@ -1,7 +1,5 @@
 """Notebooks and pipeline hang together: parameters, cells, dependencies. Cheap: nothing is executed."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

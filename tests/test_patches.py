@@ -130,18 +130,6 @@ def test_a_scar_that_does_not_fit_is_an_error():
             draw_large_scars(50, shape, CONFIG, seeded(0))
 
 
-@settings(deadline=None, max_examples=25)
-@given(shape=SHAPES, seed=SEEDS)
-def test_cutpaste_copies_its_source_exactly(shape, seed):
-    patches, images = draw_rectangles(4, shape, CONFIG, seeded(seed)), coded(4, *shape)
-    before = images.clone()
-    masks = paste_(images, patches, no_jitter(4))[:, None].expand_as(images)
-    assert torch.equal(images[~masks], before[~masks])
-    for p, image, source in zip(each(patches), images, before, strict=True):
-        pasted = crop(image, p.paste_y, p.paste_x, p.height, p.width)
-        assert torch.equal(pasted, crop(source, p.cut_y, p.cut_x, p.height, p.width))
-
-
 @settings(deadline=None, max_examples=40)
 @given(shape=SHAPES, seed=SEEDS, steepest=st.sampled_from([0.0, 45.0, 90.0]))
 def test_scars_are_the_source_rotated_to_the_nearest_pixel(shape, seed, steepest):

@@ -1,7 +1,5 @@
 """The pipeline for real: `make repro` of a tiny study with all of its notebooks; four ways give the same numbers."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -50,12 +50,6 @@ def test_averaging_leaves_a_constant_map_constant():
         np.testing.assert_allclose(pixels.to_pixels(np.full((1, 7, 7), 5.0), 16, 8, sigma, "averaged"), 5, rtol=1e-5)
 
 
-def test_resized_maps_keep_order_and_range():
-    (big,) = pixels.resized(np.array([[[0.0, 1.0], [2.0, 3.0]]]), 8)
-    assert big.shape == (8, 8) and big.min() == 0 and big.max() == 3
-    assert big[0, 0] < big[0, -1] < big[-1, 0] < big[-1, -1]
-
-
 def scored(seed: int, ties: bool) -> tuple[np.ndarray, np.ndarray]:
     """Smooth maps (4, 24, 24) that agree somewhat with masks of several regions; one image is normal."""
     rng = np.random.default_rng(seed)
@@ -104,12 +98,3 @@ def test_perfect_and_useless_maps():
     flat = np.zeros(masks.shape)
     assert pixels.auroc(flat, masks) == 0.5 and pixels.aupro(flat, masks) == pytest.approx(0.15)
     assert pixels.auroc(-perfect, masks) == 0 and pixels.auroc(scaled, masks) < 0.9
-
-
-def test_maps_of_another_shape_or_not_finite_are_refused():
-    maps, masks = scored(0, False)
-    with pytest.raises(ValueError, match="inconsistent"):
-        pixels.auroc(maps[:2], masks)
-    maps[0, 0, 0] = np.nan
-    with pytest.raises(ValueError, match="NaN"):
-        pixels.auroc(maps, masks)

@@ -1,7 +1,5 @@
 """The plan: which runs a study has, and what makes a result stale."""
 
-from __future__ import annotations
-
 import pytest
 
 from cplib.config import Config, ConfigError, load

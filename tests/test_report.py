@@ -1,7 +1,5 @@
 """Tables and claims say what the stored results hold, seed by seed, beside the paper's numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

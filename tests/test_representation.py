@@ -42,16 +42,6 @@ def test_images_of_the_same_source_are_not_told_apart_by_it():
     assert 0.3 < separability(found)["cutpaste", "cutpaste_scar"] < 0.7
 
 
-def test_tsne_repeats_and_keeps_groups_apart():
-    pytest.importorskip("openTSNE")
-    found = clouds({"normal": 0, "anomalous": 3, "cutpaste": 0, "cutpaste_scar": -3}, n=15)
-    once, twice = (representation.tsne(found, 30.0, 0) for _ in range(2))
-    for name in representation.GROUPS:
-        assert once[name].shape == (15, 2) and np.isfinite(once[name]).all() and np.array_equal(once[name], twice[name])
-    far = np.linalg.norm(once["anomalous"].mean(0) - once["normal"].mean(0))
-    assert far > once["anomalous"].std() / 2
-
-
 def test_groups_are_test_images_and_the_same_training_images_with_and_without_a_patch(config, category, tmp_path):
     run = plan.plan(config, ["representation"])[0]
     trained = Trained(run.training, tmp_path / "study", config.data.cache, torch.device("cpu"))

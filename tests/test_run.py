@@ -1,7 +1,5 @@
 """Runs: done once, the same everywhere, and no interruption, failure or lack of a package spoils the others."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.util

@@ -1,7 +1,5 @@
 """The site of the committed results: every page opens, and every link and picture of it is there."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

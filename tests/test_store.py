@@ -1,7 +1,5 @@
 """Stored results: read as they were written, valid only under their key, whole whatever happens."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor

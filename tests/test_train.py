@@ -201,14 +201,6 @@ def test_precision_auto_is_bfloat16_where_it_is_native(monkeypatch):
         assert train.made_on(torch.device("cpu"), auto, False) == "cpu-float32-2", "an untrained network has no other"
 
 
-def test_embeddings_are_float32_whatever_the_precision_of_training(uninterrupted):
-    x = images()
-    wanted = train.embed(uninterrupted[0], x, TINY.replace(precision="float32"))["pool"]
-    found = train.embed(uninterrupted[0], x, TINY.replace(precision="bfloat16"))["pool"]
-    assert torch.equal(found, wanted) and found.dtype == torch.float32
-    assert not torch.equal(found, found.bfloat16().float())
-
-
 @pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"average": 0.5}, {"label_smoothing": 0.1}, {"warmup": 3}])
 def test_each_part_of_a_recipe_changes_training_and_resumes_to_the_same_result(change, tmp_path, uninterrupted):
     config, path = TINY.replace(**change), tmp_path / "checkpoint"

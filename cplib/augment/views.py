@@ -19,14 +19,6 @@ View = Callable[[Tensor, AugmentConfig, Generator], Tensor]  # changes images in
 Draw = Callable[[int, tuple[int, int], AugmentConfig, Generator], Patches]
 
 
-def translate(images: Tensor, offsets: Tensor, pad: int, shape: tuple[int, int] | None = None) -> list[Tensor]:
-    """Pad n images by reflection, by fewer pixels than they have, and crop to a shape, by default theirs. Crop k, a
-    view into the padded images, is of image k modulo n, its first pixel at row and column `offsets[k]`."""
-    height, width = shape or images.shape[2:]
-    padded = nn.functional.pad(images.float(), (pad,) * 4, mode="reflect") if pad else images  # it pads no bytes
-    return [padded[k % len(images), :, i : i + height, j : j + width] for k, (i, j) in enumerate(offsets.tolist())]
-
-
 def augment_input(
     images: Tensor, config: AugmentConfig, generator: Generator, views: int = 1, crop: int = 0, place: str = "uniform"
 ) -> Tensor:
@@ -49,7 +41,10 @@ def augment_input(
     else:
         pad = round(config.translate * shape[0])
         offsets = torch.randint(0, 2 * pad + 1, (n, 2), generator=generator)
-    out = torch.stack(translate(images, offsets, pad, shape)).float().div_(255)
+    height, width = shape
+    padded = nn.functional.pad(images.float(), (pad,) * 4, mode="reflect") if pad else images  # it pads no bytes
+    crops = [padded[k % len(images), :, i : i + height, j : j + width] for k, (i, j) in enumerate(offsets.tolist())]
+    out = torch.stack(crops).float().div_(255)
     return color_jitter_(out, draw_jitter(n, config.jitter, generator))
 
 

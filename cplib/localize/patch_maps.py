@@ -5,8 +5,8 @@ shared by all; the score is the squared Mahalanobis distance (equation 2).
 """
 
 import math
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cplib import gde
-from cplib.gde import DensityError
 from cplib.model import STEMS
 from cplib.sections import TrainConfig
 from cplib.train import float32, layout
@@ -28,8 +27,8 @@ CHUNK_BYTES = 512 * 2**20  # of embeddings of test images that are scored togeth
 
 @torch.inference_mode()
 def unit_patches(net: nn.Module, images: Tensor, patch_size: int, stride: int, config: TrainConfig) -> Tensor:
-    """Embeddings (n, rows, columns, 512) of all patches of images (n, 3, size, size) uint8, as `unit_length` gives
-    them. The net is in evaluation mode, on the device of the images.
+    """Embeddings (n, rows, columns, 512), scaled to length 1, of all patches of images (n, 3, size, size) uint8. The
+    net is in evaluation mode, on the device of the images.
 
     Entry (i, j) is the encoder's output for the crop whose first pixel is (i stride, j stride): each patch is seen
     alone, as in training. Convolving the image once would be cheaper, but pads nowhere inside it. The precision is
@@ -45,7 +44,7 @@ def unit_patches(net: nn.Module, images: Tensor, patch_size: int, stride: int, c
         chosen = (patches[b // side, b % side].contiguous(memory_format=layout(config)) for b in batches)
         with float32():
             found = torch.cat([net.embed(x.float().div_(255)) for x in chosen])
-        out[k] = unit_length(found).view(side, side, -1)
+        out[k] = nn.functional.normalize(found).view(side, side, -1)
     return out
 
 
@@ -59,64 +58,42 @@ def _batch_size(patch_size: int, stem: str, device: torch.device) -> int:
     return max(1, min(most, budget // one))
 
 
-def unit_length(embeddings: Tensor) -> Tensor:
-    """Embeddings (..., d) scaled to length 1, in float32. DensityError if one is not finite."""
-    scaled = nn.functional.normalize(embeddings.float(), dim=-1)
-    if not torch.isfinite(scaled).all():
-        raise DensityError("embedding of a patch is not finite")
-    return scaled
+def shared(normal: Tensor) -> Callable[[Tensor], Tensor]:
+    """One Gaussian for all locations: what scores patches, fitted to at most `_MOST_PATCHES` of the normal ones, drawn
+    at random. Shapes are as for `per_location`."""
+    patches = normal.flatten(0, 2)
+    chosen = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:_MOST_PATCHES]
+    density = gde.density("ledoit_wolf").fit(patches[chosen.to(patches.device)].cpu().numpy())
+
+    def score(test: Tensor) -> Tensor:
+        found = [density.score_samples(image.flatten(0, 1).cpu().numpy()) for image in test]
+        return torch.tensor(np.array(found, np.float32)).view(test.shape[:-1])
+
+    return score
 
 
-class SharedGaussian:
-    """One Gaussian for all locations."""
-
-    def fit(self, embeddings: Tensor) -> Self:
-        """Fit to the patches (n, rows, columns, d) of normal images, at most `_MOST_PATCHES` drawn at random."""
-        patches = embeddings.flatten(0, 2)
-        chosen = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:_MOST_PATCHES]
-        self._density = gde.density("ledoit_wolf").fit(patches[chosen.to(patches.device)].cpu().numpy())
-        return self
-
-    def score(self, embeddings: Tensor) -> Tensor:
-        """Squared Mahalanobis distances (m, rows, columns) float32 of patches (m, rows, columns, d)."""
-        out = torch.empty(embeddings.shape[:-1], device=embeddings.device)
-        for k, image in enumerate(embeddings):
-            found = self._density.score_samples(image.flatten(0, 1).cpu().numpy())
-            out[k] = torch.from_numpy(found).view(out.shape[1:])
-        return out
-
-
-class LocationGaussians:
-    """A Gaussian for each location, for aligned objects (section 4.2).
+def per_location(normal: Tensor, test: Tensor) -> Tensor:
+    """Squared Mahalanobis distances (m, rows, columns) float32 of patches (m, rows, columns, d) from a Gaussian for
+    each location of those of normal images (n, rows, columns, d), for aligned objects (section 4.2).
 
     There are fewer images than dimensions, so covariances are never formed: with the centred samples X (n, d), their
     Gram matrix G = X X^T, and the shrunk covariance C = c X^T X + v I,
 
         y^T C^-1 y = (y^T y - c (X y)^T (v I + c G)^-1 (X y)) / v    (Woodbury's identity),
 
-    for a block of locations at a time in float64. Factors are recreated for each call of `score`, which takes
-    seconds; kept, they would take more memory than the embeddings.
+    for a block of locations at a time in float64. Factors are recreated for each call, which takes seconds; kept, they
+    would take more memory than the embeddings.
     """
-
-    def fit(self, embeddings: Tensor) -> Self:
-        """Keep the patches (n, rows, columns, d) of normal images; they are not copied."""
-        if len(embeddings) < 2:
-            raise DensityError(f"a density needs at least 2 normal images, got {len(embeddings)}")
-        self._samples = embeddings.flatten(1, 2)
-        return self
-
-    def score(self, embeddings: Tensor) -> Tensor:
-        """Squared Mahalanobis distances (m, rows, columns) float32 of patches (m, rows, columns, d)."""
-        points = embeddings.flatten(1, 2)
-        n, (m, locations, d) = len(self._samples), points.shape
-        out = torch.empty(m, locations, device=points.device)
-        # samples and points, and these centred; the Gram matrix, with a diagonal, and its factor
-        block = max(1, _BLOCK_BYTES // (8 * (2 * (n + m) * d + 3 * n**2)))
-        for first in tqdm(range(0, locations, block), "locations", disable=None, leave=False, delay=2):
-            rows = slice(first, first + block)
-            x, y = (a[:, rows].transpose(0, 1).double() for a in (self._samples, points))
-            out[:, rows] = _mahalanobis(x, y).T.float()
-        return out.view(embeddings.shape[:3])
+    samples, points = normal.flatten(1, 2), test.flatten(1, 2)
+    n, (m, locations, d) = len(samples), points.shape
+    out = torch.empty(m, locations, device=points.device)
+    # samples and points, and these centred; the Gram matrix, with a diagonal, and its factor
+    block = max(1, _BLOCK_BYTES // (8 * (2 * (n + m) * d + 3 * n**2)))
+    for first in tqdm(range(0, locations, block), "locations", disable=None, leave=False, delay=2):
+        rows = slice(first, first + block)
+        x, y = (a[:, rows].transpose(0, 1).double() for a in (samples, points))
+        out[:, rows] = _mahalanobis(x, y).T.float()
+    return out.view(test.shape[:3])
 
 
 def _mahalanobis(samples: Tensor, points: Tensor) -> Tensor:
@@ -144,7 +121,8 @@ def shrinkage(trace: Tensor, squares: Tensor, fourth: Tensor, n: int, d: int) ->
     return torch.where(distance > 0, share, torch.zeros_like(share))
 
 
-PLACEMENTS = {"per_location": LocationGaussians, "shared": SharedGaussian}
+# by patches of normal images, what scores those of test images
+PLACEMENTS = {"per_location": lambda normal: partial(per_location, normal), "shared": shared}
 
 
 def score_maps(
@@ -159,12 +137,12 @@ def score_maps(
     """Fit densities, of `PLACEMENTS`, to the patches of normal images and score those of m test images: by density,
     maps (m, rows, columns) float32 of squared Mahalanobis distances. Arguments are as `unit_patches` takes them."""
     normal = unit_patches(net, train, patch_size, stride, config)
-    fitted = {name: PLACEMENTS[name]().fit(normal) for name in densities}
+    scorers = {name: PLACEMENTS[name](normal) for name in densities}
     maps = {name: np.empty((len(test), *normal.shape[1:3]), np.float32) for name in densities}
     chunk = max(1, CHUNK_BYTES // normal[0].nbytes)
     for first in range(0, len(test), chunk):
         rows = slice(first, first + chunk)
         embeddings = unit_patches(net, test[rows], patch_size, stride, config)
-        for name, density in fitted.items():
-            maps[name][rows] = density.score(embeddings).cpu().numpy()
+        for name, score in scorers.items():
+            maps[name][rows] = score(embeddings).cpu().numpy()
     return maps

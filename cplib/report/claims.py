@@ -20,8 +20,8 @@ from cplib.report.tables import PRETRAINED, UNKNOWN
 from cplib.runs import store
 
 STUDIES = ("demo", "lite", "paper")
-NUMBERS = ["difference", "stderr", "margin", "n", "paper", "more_seeds", "core_hours"]
-COLUMNS = ["claim", "source", "difference", "stderr", "margin", "interval", "n", "categories", "paper"]
+NUMBERS = ["difference", "stderr", "margin", "n", "same", "paper", "more_seeds", "core_hours"]
+COLUMNS = ["claim", "source", "difference", "stderr", "margin", "interval", "n", "categories", "same", "paper"]
 COLUMNS += ["more_seeds", "core_hours", "verdict"]
 BLANK = {"interval": "", "categories": "", "n": 0, "verdict": NOT_RUN}
 _SEEDS, _IMAGES = "seeds", "test images"
@@ -54,9 +54,10 @@ def _over_images(config: Config, part: str, better: str, worse: str) -> dict[str
     found = aucs.wins(config, part)
     if not all((m, c) in found for m in (better, worse) for c in config.categories):
         return UNKNOWN
-    parts = [100 * (found[better, c] - found[worse, c]) for c in config.categories]
-    drawn, means = stats.bootstrap(parts), np.array([m.mean() for m in parts])
+    parts = {c: 100 * (found[better, c] - found[worse, c]) for c in config.categories}
+    drawn, means = stats.bootstrap(list(parts.values())), pd.Series({c: m.mean() for c, m in parts.items()})
     told = {"difference": means.mean(), "stderr": drawn.std(), "margin": 1.96 * drawn.std()}
+    told["same"] = means.reindex(tables.in_paper(config.categories)).mean()
     return {**told, "interval": _IMAGES, "n": 0, "categories": f"{(means > 0).sum()} of {len(means)}"}
 
 
@@ -96,9 +97,10 @@ def listed() -> pd.DataFrame:
 def evaluate(config: Config, sources: Sequence[str] = ()) -> pd.DataFrame:
     """Claims in one study: all, or those of some sources ("Table 1"; "none": our controls), with columns `COLUMNS`.
 
-    The paper's difference is for those of the categories that it has, else over all of its data. Of an undecided claim
-    more_seeds says how many more seeds, at the spread seen, would bring the margin below half the paper's difference
-    (ours, where it has none), and core_hours what they cost on the machine that made the results.
+    The paper's difference is for those of the categories that it has, else over all of its data; `same` is ours for
+    those. Of an undecided claim more_seeds says how many more seeds, at the spread seen, would bring the margin below
+    half the paper's difference (ours, where it has none), and core_hours what they cost on the machine that made the
+    results.
     """
     rows = []
     for text, source, measure, arguments in listed().itertuples(index=False):
@@ -116,10 +118,13 @@ def evaluate(config: Config, sources: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def cells(rows: pd.DataFrame) -> pd.DataFrame:
-    """Claims as text: differences with a sign, by category, over what the interval is, and what would decide them."""
+    """Claims as text: differences with a sign, also for the categories that the paper has where the study has others,
+    by category, over what the interval is, and what would decide them."""
     found = pd.DataFrame(index=rows.index)
     told = zip(rows["difference"], rows["stderr"], strict=True)
     found["ours"] = [tables.mean_cell(d, e, sign=True) if pd.notna(d) else "" for d, e in told]
+    if (rows["same"] - rows["difference"]).abs().max() > 0:
+        found["ours, in the paper"] = ["" if pd.isna(v) else f"{v:+.1f}" for v in rows["same"]]
     found["paper"] = ["" if pd.isna(v) else f"{v:+.1f}" for v in rows["paper"]]
     found["above 0 in"] = rows["categories"]
     over = [f"{n:.0f} {text}" if text == _SEEDS else text for n, text in zip(rows["n"], rows["interval"], strict=True)]

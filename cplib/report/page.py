@@ -31,13 +31,12 @@ def start(params: str, overrides: Mapping[str, Any]) -> Config:
 
 def facts(config: Config, part: str, methods: Sequence[str] = ()) -> str:
     """In Markdown: the study, and how many runs of a part (of some methods: of those) have no valid results."""
-    runs = [run for run in plan(config, [part]) if not methods or run.method in methods]
-    of_part, train = dict.fromkeys(run.category for run in runs), config.train
+    of_part, train = dict.fromkeys(run.category for run in _runs(config, part, methods)), config.train
     text = f"**Study {config.study}**: {', '.join(of_part)}; {train.updates} updates of {train.sources} "
     text += f"source images at {seen(config)}; density {config.gde.density}."
     if not set(tables.in_paper(config.categories)):
         text += " " + NOT_REAL
-    return text + " " + missing(runs, [run for run in store.missing(config, part) if run in set(runs)], part)
+    return text + " " + missing(config, part, methods)
 
 
 def seen(config: Config) -> str:
@@ -46,13 +45,26 @@ def seen(config: Config) -> str:
     return f"{config.data.image_size} px{crop}"
 
 
-def missing(runs: Sequence[Run], left: Sequence[Run], part: str) -> str:
-    """In Markdown: how many of some runs are left, by method."""
+def _runs(config: Config, part: str, methods: Sequence[str]) -> list[Run]:
+    return [run for run in plan(config, [part]) if not methods or run.method in methods]
+
+
+def missing(config: Config, part: str, methods: Sequence[str] = ()) -> str:
+    """In Markdown: how many runs of a part (of some methods: of those) are left, by method, and what does them."""
+    runs, absent = _runs(config, part, methods), set(store.missing(config, part))
+    left = [run for run in runs if run in absent]
     if not left:
         return f"All {len(runs)} runs are there."
     planned, lacking = (Counter(run.method for run in which) for which in (runs, left))
     told = ", ".join(f"{m} {n} of {planned[m]}" for m, n in lacking.items())
-    return f"**Missing are {len(left)} of {len(runs)} runs**: {told} (`python -m cplib run --part {part}`)."
+    return f"**Missing are {len(left)} of {len(runs)} runs**: {told} (`{command(config)} --part {part}`)."
+
+
+def command(config: Config) -> str:
+    """The command that does the runs of a study: `params.yaml` may hold another."""
+    preset = Path("params") / f"{config.study}.yaml"
+    is_other = preset.exists() and parameters.load().study != config.study
+    return f"python -m cplib run --params {preset}" if is_other else "python -m cplib run"
 
 
 def averages(table: pd.DataFrame, methods: Sequence[str], measure: str = "AUC", over: str = "categories") -> str:
@@ -62,15 +74,12 @@ def averages(table: pd.DataFrame, methods: Sequence[str], measure: str = "AUC", 
     group = "in the paper" if "in the paper" in set(table["group"]) else "all"
     rows = table[table["group"] == group].set_index("method")
     where = f"the {over} that the paper has" if group == "in the paper" else f"all {over}"
-    found = [_average(rows.loc[m], m) for m in methods if m in rows.index]
+    cells = {m: tables.mean_cell(*rows.loc[m, ["mean", "stderr"]]) for m in methods if m in rows.index}
+    paper = rows["paper"].map(" (paper {:.1f})".format, na_action="ignore").fillna("")
+    found = [f"{m} **{cell}**{paper[m]}" for m, cell in cells.items()]
     text = f"Mean {measure} over {where}: {', '.join(found)}." if found else ""
     absent = [m for m in methods if m not in rows.index]
     return f"{text} Not complete: {', '.join(absent)}.".strip() if absent else text
-
-
-def _average(row: pd.Series, method: str) -> str:
-    ours, paper = tables.mean_cell(row["mean"], row["stderr"]), row["paper"]
-    return f"{method} **{ours}**" + ("" if pd.isna(paper) else f" (paper {paper:.1f})")
 
 
 def verdicts(claims: pd.DataFrame) -> str:

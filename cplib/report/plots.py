@@ -41,11 +41,6 @@ def save(figure: Figure, config: Config, name: str, dpi: int | None = None) -> P
     return path
 
 
-def to_array(image: Any) -> np.ndarray:
-    """A tensor (3, height, width), uint8 or float in [0, 1], as an array (height, width, 3). Tables need no torch."""
-    return np.asarray(image).transpose(1, 2, 0)
-
-
 def image_grid(rows: Sequence, row_labels: Sequence[str] = (), titles: Sequence = (), masks: Sequence = ()) -> Figure:
     """Rows of images (3, height, width), of any lengths. `titles` and `masks` are as `rows`, of texts and of masks
     (height, width) bool or None, which are outlined."""
@@ -63,7 +58,7 @@ def image_grid(rows: Sequence, row_labels: Sequence[str] = (), titles: Sequence 
         axis.spines[:].set_visible(False)
     for i, row in enumerate(rows):
         for j, (axis, image) in enumerate(zip(axes[i], row, strict=False)):
-            axis.imshow(to_array(image), interpolation="nearest")
+            axis.imshow(np.asarray(image).transpose(1, 2, 0), interpolation="nearest")
             if titles:
                 axis.set_title(titles[i][j], pad=2, y=1)
             mask = masks[i][j] if masks else None

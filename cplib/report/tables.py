@@ -135,8 +135,9 @@ def compare(found: pd.DataFrame, config: Config, better: str, worse: str, *table
 
     Differences are paired: a seed fixes initial weights and source images of all methods. Pretrained features, which
     know no seed, are compared with each seed of the other side. Returns difference in percent points, stderr and margin
-    (`stats.t_interval` over n common seeds), categories (in how many of them the mean is above 0), paper (from some
-    tables, for those of the categories that it has, else over all of MVTec AD). NaN where unknown.
+    (`stats.t_interval` over n common seeds), categories (in how many of them the mean is above 0), same (the difference
+    over those that the paper has), and paper (from some tables, over the same, else over all of MVTec AD). NaN where
+    unknown.
     """
     sides = (found[found["method"] == m].pivot(index="seed", columns="category", values="auc") for m in (better, worse))
     a, b = (side.reindex(columns=list(config.categories)).dropna() for side in sides)
@@ -145,10 +146,10 @@ def compare(found: pd.DataFrame, config: Config, better: str, worse: str, *table
     difference = (a - b).dropna()
     if difference.empty:
         return UNKNOWN
-    mean, by_seed = difference.mean(), difference.mean(axis=1)
+    mean, by_seed, names = difference.mean(), difference.mean(axis=1), in_paper(config.categories)
     paper = published(*tables).pivot_table("auc", "group", "method").reindex(columns=[better, worse])
-    known = paper.reindex(in_paper(config.categories)).dropna()
+    known = paper.reindex(names).dropna()
     paper = known if len(known) else paper.reindex(["all"])
     told = {"difference": by_seed.mean(), **stats.t_interval(by_seed), "n": len(by_seed)}
-    told |= {"categories": f"{(mean > 0).sum()} of {len(mean)}", "paper": (paper[better] - paper[worse]).mean()}
-    return told
+    told |= {"categories": f"{(mean > 0).sum()} of {len(mean)}", "same": mean.reindex(names).mean()}
+    return {**told, "paper": (paper[better] - paper[worse]).mean()}

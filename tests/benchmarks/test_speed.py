@@ -101,10 +101,10 @@ def test_dense_scoring(compare, name):
     config, images, side = TRAIN.replace(stem="3x3_stride2"), smooth_images(3, 256), 25
     net = model.build(3, 0, stem=config.stem).to(memory_format=torch.channels_last).eval()
     normal = torch.randn(60, side, side, 512, generator=torch.Generator().manual_seed(0)) + 5
-    density = patch_maps.PLACEMENTS[name]().fit(patch_maps.unit_length(normal))
+    of_patches = patch_maps.PLACEMENTS[name](torch.nn.functional.normalize(normal, dim=-1))
 
     def score() -> None:
-        pixels.to_pixels(density.score(patch_maps.unit_patches(net, images, 64, 8, config)).numpy(), 64, 8)
+        pixels.to_pixels(of_patches(patch_maps.unit_patches(net, images, 64, 8, config)).numpy(), 64, 8)
 
     ready = torch.rand(64, 3, 64, 64).contiguous(memory_format=torch.channels_last)
 
@@ -123,8 +123,8 @@ def test_gaussians_per_location(compare):
     side, n, m, few, generator = 57, 267, 20, 20, torch.Generator().manual_seed(0)
     embeddings = torch.empty(n + m, side, side, 512, dtype=torch.half)
     for row in embeddings:  # one by one: in float32 they are 2 GiB
-        row.copy_(patch_maps.unit_length(torch.randn(side, side, 512, generator=generator) + 5))
-    density, points = patch_maps.LocationGaussians().fit(embeddings[:n]), embeddings[n:]
+        row.copy_(torch.nn.functional.normalize(torch.randn(side, side, 512, generator=generator) + 5, dim=-1))
+    points = embeddings[n:]
     normal, tested = (x.flatten(1, 2)[:, :few].double().numpy() for x in (embeddings[:n], points))
 
     def location_by_location() -> float:
@@ -134,4 +134,9 @@ def test_gaussians_per_location(compare):
         return (time.perf_counter() - started) * side**2 / few
 
     others = {"LedoitWolf().mahalanobis": location_by_location}
-    compare(f"{side}x{side} Gaussians of {n} images, {m} images scored", lambda: density.score(points), others, 2)
+    compare(
+        f"{side}x{side} Gaussians of {n} images, {m} images scored",
+        lambda: patch_maps.per_location(embeddings[:n], points),
+        others,
+        2,
+    )
