@@ -2,7 +2,6 @@
 `train` save, and how far is dense scoring above its forward passes?"""
 
 import itertools
-import os
 import time
 from pathlib import Path
 from statistics import median
@@ -70,11 +69,9 @@ def test_share_of_augmentation(compare, size, sources):
 
 
 def test_precision_and_layout(compare):
-    """The defaults of precision and memory layout against the others, at 128 px; compiled too if asked for."""
+    """The defaults of precision and memory layout against the others, at 128 px."""
     images, default = smooth_images(60, 128).to(train.default_device()), TRAIN.replace(sources=16)
     changes = [{"precision": p, "channels_last": c} for p in ("bfloat16", "float32") for c in (True, False)]
-    if "CPLIB_BENCHMARK_COMPILE" in os.environ:  # it takes about 40 s
-        changes.append({"compile": True})
     others = {str(change): lambda c=change: time_update(images, default.replace(**c)) for change in changes}
     note = f"ours: auto = {train.resolved_precision(images.device, 'auto')}, channels_last"
     compare("update, 16 x 3 views, 128 px", lambda: time_update(images, default), others, rounds=3, note=note)
