@@ -136,7 +136,7 @@ def _detect(options: argparse.Namespace) -> int:
         if both := {p.resolve() for p in sources} & {p.resolve() for p in good}:
             told = "%d photographs are also among the good ones, such as %s: they score lower than new ones would"
             log.warning(told, len(both), photos.shown(min(both)))
-        photos.check_shapes(names, sources, photos.kind(good, detector.max_pixels)[0], detector.max_pixels)
+        photos.check(names, sources, *photos.kind(good, detector.max_pixels), detector.max_pixels)
     if images:
         options.to = detect.open_place(images, options.to)
     if options.good:

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import shutil
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from cplib.report import plots
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 6  # photographs at each end of the list that the picture shows
+_SHOWN = 6  # photographs at each end of the list, in a picture
 _IN_REPORT = 30  # that the report shows, so that it can be mailed
 
 
@@ -31,9 +31,9 @@ def run(detector: Detector, images: photos.Photos, to: str | Path | None = None,
     """Score photographs of a folder, or a list of them, with a fitted detector. Returns the table of `Detector.score`.
 
     It writes to the folder `to`, by default detected/<name of the folder>: photos.csv; maps/, each photograph in full
-    size with heat where it is unlike good ones; ends.png, both ends of the list; report.html, all in one file. What an
-    earlier call wrote for the same photographs is replaced; of others it is kept, and the next free number is added. A
-    ValueError for a folder `to` that holds anything else.
+    size with heat where it is unlike good ones; report.html, all in one file. What an earlier call wrote for the same
+    photographs is replaced; of others it is kept, and the next free number is added. A ValueError for a folder `to`
+    that holds anything else.
     """
     place = open_place(images, to)
     sources = dict(zip(*photos.listed(images), strict=True))
@@ -51,18 +51,13 @@ def run(detector: Detector, images: photos.Photos, to: str | Path | None = None,
         except (ValueError, OSError) as error:  # it may have gone since it was scored
             log.warning("%s: no heat map (%s)", name, photos.shown(str(error)))
             heated = Image.new("RGB", (320, 320), "gray")
-        if rank <= max(_IN_REPORT, _SHOWN) or rank > len(table) - _SHOWN:
+        if rank <= _IN_REPORT:
             heated.thumbnail((320, 320))
             small[name] = heated
     plots.use_style()
-    warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # the report has the whole name
-    for name, figure in {"ends": ends(table, small), "scores": histogram(table, detector)}.items():
-        figure.savefig(place / f"{name}.png", metadata={"Software": None})
-        plots.plt.close(figure)
     given = str(images) if isinstance(images, str | Path) else f"{len(sources)} photographs"
-    replace_bytes(place / "report.html", _report(detector, table, small, place, given).encode())
-    found = sum(table["verdict"] == "defect")
-    log.info("%s: %d of %d photographs are unlike the good ones; open report.html", place, found, len(table))
+    replace_bytes(place / "report.html", _report(detector, table, small, given).encode())
+    log.info("%s: %s; open report.html", place, _headline(table))
     return table
 
 
@@ -72,11 +67,12 @@ def heat_on(photo: Image.Image, heat: np.ndarray, threshold: float) -> Image.Ima
     tells no part of the photograph from another, leaves it as it is."""
     if heat.size == 1:
         return photo.copy()
-    full = Image.fromarray(heat.astype(np.float32)).resize(photo.size, Image.Resampling.BICUBIC)
-    warmth = np.clip(np.asarray(full) / max(2 * threshold, 4), 0, 1)[..., None]
-    share = 0.65 * np.sqrt(warmth)  # more than linear, as weak heat is to be seen too
-    colors = 255 * colormaps["autumn_r"](warmth[..., 0])[..., :3]
-    return Image.fromarray((np.asarray(photo) * (1 - share) + share * colors).astype(np.uint8))
+    warmth = np.clip(heat / max(2 * threshold, 4), 0, 1)
+    # the share is more than linear, as weak heat is to be seen too
+    parts = 255 * colormaps["autumn_r"](warmth)[..., :3], 255 * 0.65 * np.sqrt(warmth)
+    # enlarged as 8 bits: in float a photograph of 12 million pixels took a gigabyte
+    color, share = (Image.fromarray(x.astype(np.uint8)).resize(photo.size, Image.Resampling.BICUBIC) for x in parts)
+    return Image.composite(color, photo, share)
 
 
 def ends(table: pd.DataFrame, pictures: dict[str, Image.Image]) -> Figure:
@@ -106,11 +102,13 @@ def histogram(table: pd.DataFrame, detector: Detector) -> Figure:
 
 def open_place(images: photos.Photos, to: str | Path | None = None) -> Path:
     """The folder to write to: new, empty, or with results, of these photographs if it is not named. Made, and noted."""
-    source = Path(images).expanduser().resolve() if isinstance(images, str | Path) else Path("photos")
-    name, number = (source.name if source.is_dir() else source.stem) or "photos", 1
+    named = [images] if isinstance(images, str | Path) else [] if isinstance(images, np.ndarray) else images
+    paths = sorted(str(Path(p).expanduser().resolve()) for p in named)
+    source, of, number = Path(paths[0] if len(paths) == 1 else "photos"), json.dumps(paths).encode(), 1
+    name = (source.name if source.is_dir() else source.stem) or "photos"
     while True:
         place = Path(to).expanduser() if to else Path("detected") / (name if number == 1 else f"{name}-{number}")
-        note, of = place / photos.RESULTS, json.dumps(str(source)).encode()
+        note = place / photos.RESULTS
         is_own = note.exists() and (to or note.read_bytes() == of)
         if is_own or not place.exists() or (place.is_dir() and not any(place.iterdir())):
             replace_bytes(note, of)
@@ -122,20 +120,26 @@ def open_place(images: photos.Photos, to: str | Path | None = None) -> Path:
         number += 1
 
 
-def _report(detector: Detector, table: pd.DataFrame, small: dict[str, Image.Image], place: Path, images: str) -> str:
-    def thumbnail(name: str) -> str:
+def _headline(table: pd.DataFrame) -> str:
+    return f"{sum(table['verdict'] == 'defect')} of {len(table)} photographs score above the threshold"
+
+
+def _report(detector: Detector, table: pd.DataFrame, small: dict[str, Image.Image], images: str) -> str:
+    def encoded(save: Callable, *how: str) -> str:
         out = io.BytesIO()
-        small[name].save(out, "JPEG", quality=80)
+        save(out, *how)
         return base64.b64encode(out.getvalue()).decode()
 
+    figure = histogram(table, detector)
+    plots.plt.close(figure)
     template = Environment(loader=PackageLoader("cplib", "."), autoescape=True).get_template("detect.html")
     return template.render(
-        title=f"{sum(table['verdict'] == 'defect')} of {len(table)} photographs are unlike the good ones",
+        title=_headline(table),
         detector=detector,
         table=table,
         images=photos.shown(images),
         skipped=[*getattr(detector, "skipped_", ()), *table.attrs["skipped"]],
-        histogram=base64.b64encode((place / "scores.png").read_bytes()).decode(),
-        cards=[(row, thumbnail(row.image)) for row in table[:_IN_REPORT].itertuples()],
+        histogram=encoded(figure.savefig),
+        cards=[(row, encoded(small[row.image].save, "JPEG")) for row in table[:_IN_REPORT].itertuples()],
         rows=table.to_html(index=False, border=0, float_format=lambda v: f"{v:.3g}"),
     )

@@ -102,16 +102,18 @@ class Detector(BaseEstimator):
         device = torch.device(self.device or train.default_device())
         network = scorer.network(self.method_, images.to(device), self.updates, seed)
         self.scorer_ = scorer.Scorer(network, self.method_, self.tiles).to(device).eval()
-        self.good_scores_ = np.sort(self.scorer_.fit(images, generator, device).numpy())
-        self.good_ = [name for name, *_ in read]
+        scores = self.scorer_.fit(images, generator, device).numpy()
+        order = scores.argsort(kind="stable")  # the last set the threshold
+        self.good_scores_, self.good_ = scores[order], [read[k][0] for k in order]
         if not math.floor(self.false_alarms * (len(read) + 1)) and self.false_alarms:
             needed = math.ceil(1 / self.false_alarms) - 1
             told = "%d good photographs tell no rate of %g, %d would: the threshold is their highest score"
             log.warning(told, len(read), self.false_alarms, needed)
 
     def score(self, images: photos.Photos, strict: bool = False) -> pd.DataFrame:
-        """Scores of photographs, the most anomalous first: columns image (name), score, p_value (share of good
-        photographs that score as high), verdict ("defect" or "good"), x and y (the hottest place, in pixels).
+        """Scores of photographs, the most anomalous first: columns image (name), score, p_value (the share that scores
+        as high among the n good photographs and itself, at least 1 / (n + 1)), verdict ("defect" or "good"), x and y
+        (the hottest place, in pixels).
 
         `strict`: an unreadable file is an error; else it is left out with a warning, and the table's `attrs["skipped"]`
         names it. A photograph whose aspect ratio differs from the good ones' by more than 2 % is a DataError.

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -14,14 +14,21 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+with suppress(ImportError):  # an optional package, which teaches Pillow HEIC
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
 log = logging.getLogger(__name__)
 
 MAX_PIXELS = 250_000_000  # of one photograph, 750 MB in memory; more is taken for a damaged file
-# that Pillow reads by itself; and what also looks like a photograph, read where a package has taught Pillow how
+# that Pillow reads by itself; what it reads where a package has taught it how; and of cameras, where it may take a
+# preview for the picture
 SUFFIXES = frozenset(
     [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".gif", ".ppm", ".pgm", ".tga"]
 )
-_MORE = frozenset([".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"])
+_MORE = frozenset([".heic", ".heif", ".avif", ".jxl"])
+_RAW = frozenset([".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"])
 RESULTS = "cutpaste-results.json"  # marks a folder that a detector wrote, in which no photographs are looked for
 _PAGES = ("TIFF", "GIF", "WEBP", "PNG")  # formats of more than one picture; in others these are previews
 _CHUNK = 16  # photographs that are read side by side
@@ -55,7 +62,7 @@ def list_photos(folder: Path, nested: bool = False) -> list[Path]:
     except PermissionError:
         raise DataError(f"{shown(folder)}: this folder may not be read; change its permissions or move it") from None
     entries = [p for p in entries if p.name[0] != "." and p.name != "__MACOSX"]
-    found = [p for p in entries if p.suffix.lower() in SUFFIXES | _MORE and p.is_file()]
+    found = [p for p in entries if p.suffix.lower() in SUFFIXES | _MORE | _RAW and p.is_file()]
     home = folder.resolve()  # a link to a folder that it lies in has no end
     for inner in (p for p in entries if p.is_dir() and not home.is_relative_to(p.resolve())):
         below = list_photos(inner, nested=True)
@@ -82,8 +89,6 @@ def read_photo(path: Path, mode: str = "RGB", levels: tuple | None = None, max_p
             )
         low, high = levels or (0, 65536)
         image = Image.fromarray(((values - low) * (256 / max(high - low, 1))).clip(0, 255).astype(np.uint8))
-    elif levels is not None:
-        raise DataError(f"{shown(path)}: has 8 bits, the good photographs 16; bring all to one kind")
     if image.mode == "F":
         raise DamagedError(f"{shown(path)}: holds floating-point values; save it with 8 or 16 bits")
     if mode == "RGB" and image.has_transparency_data:  # what cannot be seen must not count
@@ -95,6 +100,8 @@ def read_photo(path: Path, mode: str = "RGB", levels: tuple | None = None, max_p
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """An image whose pixels are not read yet. DamagedError for whatever goes wrong with it, DataError if too large."""
     try:
+        if path.suffix.lower() in _RAW:
+            raise ValueError("raw of a camera; save it as TIFF or PNG")
         with _LOCK:
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours says what to do
             try:
@@ -131,6 +138,9 @@ def listed(given: Photos) -> tuple[list[str], list[Path | np.ndarray]]:
         if not str(given).strip():
             raise DataError(f"photographs: must be {kinds}, got an empty name")
         folder = Path(given).expanduser()
+        if (folder / "train").is_dir() and (folder / "test").is_dir():  # whose masks and defects would count too
+            told = "holds train and test; name the folder of the photographs alone, such as"
+            raise DataError(f"{shown(folder)}: {told} {shown(folder / 'train/good')}")
         found = [folder] if folder.is_file() else list_photos(folder, nested=True)
         if not found:
             what = "no photographs in it" if folder.is_dir() else "no such folder or file"
@@ -175,15 +185,19 @@ def _upright(image: Image.Image) -> tuple[int, int]:
     return image.size[:: -1 if is_turned else 1]
 
 
-def check_shapes(names: list[str], sources: list[Path | np.ndarray], size: tuple[int, int], max_pixels: int) -> None:
-    """DataError for photographs whose aspect ratio differs from that of `size` (width, height) by more than 2 %."""
+def check(names: list[str], sources: list, size: tuple[int, int], levels: tuple | None, max_pixels: int) -> None:
+    """DataError for photographs whose aspect ratio differs from that of `size` (width, height) by more than 2 %, that
+    are not of 16 bits as the good ones, which have `levels` then, or larger than `max_pixels`."""
     wrong = []
     for name, source in zip(names, sources, strict=True):
         try:
             with _opened(source, max_pixels) if isinstance(source, Path) else nullcontext(opened(source)) as image:
-                width, height = _upright(image)
-        except DataError:  # told when it is read
+                (width, height), is_deep = _upright(image), image.mode.startswith("I")
+        except DamagedError:  # told when it is read
             continue
+        if is_deep != (levels is not None):
+            bits, others = (16, 8) if is_deep else (8, 16)
+            raise DataError(f"{name}: has {bits} bits, the good photographs {others}; bring all to one kind")
         if abs(math.log(width * size[1] / (height * size[0]))) > math.log(1.02):
             wrong.append(f"{name}: {width} x {height} pixels")
     if wrong:
@@ -209,12 +223,11 @@ def read_resized(
     """Name, width and height, and image (3, *size) uint8 of each photograph, one after the other.
 
     Args:
-        kind: the size (width, height) that they should have, and as `opened` takes them, levels and max_pixels.
+        kind: as `check` takes them, size, levels and max_pixels; a DataError of that comes before any is read.
         strict: raise DamagedError for one that cannot be read; else it is told, and its name added to `skipped`.
-            A DataError in any case names one whose aspect ratio differs by more than 2 %, before any is read.
     """
+    check(names, sources, *kind)
     shape, *how = kind
-    check_shapes(names, sources, shape, kind[2])
     is_told = False
 
     def one(source: Path | np.ndarray) -> tuple[tuple[int, int], torch.Tensor] | DamagedError:

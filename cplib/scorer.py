@@ -36,7 +36,7 @@ AUGMENT = AugmentConfig(
     **{"scar_width": (2.0, 16.0), "scar_length": (10.0, 25.0), "scar_angle": (-45.0, 45.0)},
 )
 METHODS = ("pretrained", "cutpaste")
-FORMAT = "cutpaste detector 2"  # of saved files; raise the number when what they hold changes
+FORMAT = "cutpaste detector 3"  # of saved files; raise the number when what they hold changes
 BATCH = 8  # photographs at a time
 _SAMPLE = 32  # photographs by which features are scaled and reduced
 _LEAST_STD = 1e-3  # floors what good photographs vary by: of equal ones nothing is an infinite defect
