@@ -62,12 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     learn.add_argument("--load", metavar="FILE", help="what --save wrote, in place of --good")
     add("--save", metavar="FILE", help="keep what was learnt")
     add("--method", help="pretrained, cutpaste, or auto (default): the first if its weights are at hand")
-    add(
-        "--false-alarms",
-        type=float,
-        metavar="SHARE",
-        help="of good parts that may be called defect (0.01)",
-    )
+    add("--false-alarms", type=float, metavar="SHARE", help="of good parts that may be called defect (0.01)")
     add("--tiles", type=int, help="cut photographs into TILES x TILES parts, for small defects (1)")
     add("--max-pixels", type=int, help="of a photograph; a larger one is refused (250 million)")
     add("--to", metavar="FOLDER", help="for results (detected/<name of the photographs' folder>)")

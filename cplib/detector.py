@@ -147,14 +147,9 @@ class Detector(BaseEstimator):
         """Write one ONNX file: from `image` (1, 3, height, width) uint8, RGB, at `input_size_`, to `score` (1,) and
         `map` (1, rows, columns) float32. It needs the extra `export`."""
         images = torch.zeros(1, 3, *self._fitted().input_size_, dtype=torch.uint8)
-        program = torch.onnx.export(
-            copy.deepcopy(self.scorer_).cpu().to(memory_format=torch.contiguous_format),
-            (images,),
-            input_names=["image"],
-            output_names=["score", "map"],
-            dynamo=True,
-            verbose=False,
-        )
+        module = copy.deepcopy(self.scorer_).cpu().to(memory_format=torch.contiguous_format)
+        names = {"input_names": ["image"], "output_names": ["score", "map"]}
+        program = torch.onnx.export(module, (images,), **names, dynamo=True, verbose=False)
         _file(path).parent.mkdir(parents=True, exist_ok=True)
         program.save(_file(path))
 
@@ -181,7 +176,7 @@ class Detector(BaseEstimator):
 
     def open(self, source: Path | np.ndarray) -> Image.Image:
         """A photograph upright, RGB in 8 bits."""
-        return photos.opened(source, self._fitted().grey_levels_, self.max_pixels)
+        return photos.read_photo(source, "RGB", self._fitted().grey_levels_, self.max_pixels)
 
     def _check(self) -> None:
         if self.method not in ("auto", *scorer.METHODS):
@@ -231,15 +226,13 @@ class Detector(BaseEstimator):
         """The table of `score` from what `scored` gives."""
         good, threshold, rows = self.good_scores_, self.threshold(), []
         for name, (width, height), score, heat in scored:
-            y, x = np.unravel_index(heat.argmax(), heat.shape)
-            place = (
-                {}
-                if heat.size == 1
-                else {"x": int((x + 0.5) * width / heat.shape[1]), "y": int((y + 0.5) * height / heat.shape[0])}
-            )
             p_value = (1 + len(good) - np.searchsorted(good, score)) / (1 + len(good))
             verdict = "defect" if score > threshold else "good"
-            rows.append({"image": name, "score": score, "p_value": p_value, "verdict": verdict, **place})
+            rows.append({"image": name, "score": score, "p_value": p_value, "verdict": verdict})
+            if heat.size > 1:
+                y, x = np.unravel_index(heat.argmax(), heat.shape)
+                rows[-1]["x"] = int((x + 0.5) * width / heat.shape[1])
+                rows[-1]["y"] = int((y + 0.5) * height / heat.shape[0])
         table = pd.DataFrame(rows, columns=["image", "score", "p_value", "verdict", "x", "y"])
         if len(table) >= 5 and table["p_value"].quantile(0.75) <= _DRIFT:
             told = "most of the photographs look unlike the good ones: has the camera or the light changed?"

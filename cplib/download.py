@@ -28,15 +28,11 @@ ATTEMPTS, WAIT_S = 10, 2.0  # of a download that is cut
 log = logging.getLogger(__name__)
 
 
-class DownloadError(RuntimeError):
-    """A data set could not be fetched. The message names the address or file and says what to do."""
-
-
 def download(name: str, root: Path | None = None, url: str = MVTEC_URL, sha256: str = MVTEC_SHA256) -> Path:
     """Fetch the data set "mvtec", "cifar10" or "mnist" unless it is present, and return its folder, `root/name`.
 
     `root` is by default $CUTPASTE_DATA, else `data`. `url` and `sha256` are of MVTec AD's archive; a file
-    mvtec_anomaly_detection.tar.xz in `root` is used instead. A DownloadError tells what went wrong.
+    mvtec_anomaly_detection.tar.xz in `root` is used instead. A RuntimeError tells what went wrong.
     """
     root = Path(root or os.environ.get("CUTPASTE_DATA") or "data").expanduser()
     target, staging, archive = root / name, root / f".{name}.partial", root / "mvtec_anomaly_detection.tar.xz"
@@ -74,17 +70,17 @@ def _fetch(url: str, sha256: str, archive: Path) -> None:
     if code:
         hint = "run again, it resumes, or find a new --url at https://www.mvtec.com/company/research/datasets/mvtec-ad"
         hint += f", or put the archive by hand at {archive.resolve()}"
-        raise DownloadError(f"{url}: curl failed with exit code {code}; {hint}")
+        raise RuntimeError(f"{url}: curl failed with exit code {code}; {hint}")
     log.info("%s: comparing the checksum, unpacking", archive)
     with archive.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         archive.unlink()
-        raise DownloadError(f"{archive}: SHA-256 is {found}, expected {sha256}; removed it, run the command again")
+        raise RuntimeError(f"{archive}: SHA-256 is {found}, expected {sha256}; removed it, run the command again")
 
 
 def _fill(name: str, folder: Path, archive: Path | None) -> None:
-    """Fill a folder from an archive or by torchvision, unless `archive` is None; a DownloadError if it lacks images."""
+    """Fill a folder from an archive or by torchvision, unless `archive` is None; a RuntimeError if it lacks images."""
     try:
         if name != "mvtec":
             getattr(datasets, name.upper())(folder, download=archive is not None)
@@ -93,6 +89,6 @@ def _fill(name: str, folder: Path, archive: Path | None) -> None:
         if name == "mvtec" and (found := len([*folder.glob("*/train/good")])) < 15:
             raise ValueError(f"{found} of 15 categories")
     except Exception as error:
-        raise DownloadError(
+        raise RuntimeError(
             f"{folder.parent / name}: not complete ({error!r}); move away what is there, run again"
         ) from error

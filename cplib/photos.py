@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -73,9 +73,12 @@ def list_photos(folder: Path, nested: bool = False) -> list[Path]:
     return found
 
 
-def read_photo(path: Path, mode: str = "RGB", levels: tuple | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An image file in 8 bits, upright, of a mode of Pillow. 16-bit grey is divided by 256, or scaled so that `levels`,
-    two of its values, become 0 and 255. A DataError names a file that is damaged or larger than `max_pixels`."""
+def read_photo(
+    path: Path | np.ndarray, mode: str = "RGB", levels: tuple | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """An image of a file or an array in 8 bits, upright, of a mode of Pillow. 16-bit grey is divided by 256, or scaled
+    so that `levels`, two of its values, become 0 and 255. A DataError names a file that is damaged or larger than
+    `max_pixels`."""
     with _opened(path, max_pixels) as file:
         file.load()
         image = ImageOps.exif_transpose(file)  # as viewers show what a camera took so
@@ -97,8 +100,11 @@ def read_photo(path: Path, mode: str = "RGB", levels: tuple | None = None, max_p
 
 
 @contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(path: Path | np.ndarray, max_pixels: int) -> Iterator[Image.Image]:
     """An image whose pixels are not read yet. DamagedError for whatever goes wrong with it, DataError if too large."""
+    if isinstance(path, np.ndarray):
+        yield Image.fromarray(path)
+        return
     try:
         if path.suffix.lower() in _RAW:
             raise ValueError("raw of a camera; save it as TIFF or PNG")
@@ -123,14 +129,9 @@ def listed(given: Photos) -> tuple[list[str], list[Path | np.ndarray]]:
     """Names of photographs, and where they are. A list may also name folders."""
     kinds = "a folder, a list of files, or an array (n, height, width, 3) uint8"
     if isinstance(given, np.ndarray):
-        is_one = given.ndim == 3 and given.shape[2] == 3  # a photograph in colour, not n grey ones
-        if (
-            given.dtype != np.uint8
-            or given.ndim not in (3, 4)
-            or is_one
-            or given.shape[3:] not in ((), (3,))
-            or not given.size
-        ):
+        # one photograph in colour is not n grey ones
+        is_several = (given.ndim == 3 and given.shape[2] != 3) or (given.ndim == 4 and given.shape[3] == 3)
+        if given.dtype != np.uint8 or not is_several or not given.size:
             shape = f"{given.shape} {given.dtype}"
             raise DataError(f"array: must be (n, height, width) or (n, height, width, 3) uint8, got {shape}")
         return [str(k) for k in range(len(given))], list(given)
@@ -154,28 +155,18 @@ def listed(given: Photos) -> tuple[list[str], list[Path | np.ndarray]]:
 
 
 def kind(sources: list[Path | np.ndarray], max_pixels: int) -> tuple[tuple[int, int], tuple[float, float] | None]:
-    """The size that most good photographs have, and the levels of those of 16-bit grey."""
-    if isinstance(sources[0], np.ndarray):
-        return sources[0].shape[1::-1], None
-    found: dict[bool, list[tuple]] = {False: [], True: []}
-    for path in sources:
-        try:
-            with _opened(path, max_pixels) as image:
-                size, is_deep = _upright(image), image.mode.startswith("I")
-                # of 16 bits the darkest and brightest value but for one pixel in a thousand; else no pixels are read
-                span = np.percentile(np.asarray(image), (0.1, 99.9)).tolist() if is_deep else None
-        except DamagedError:
-            continue
-        found[is_deep].append((path, size, span))
-    both = found[False] + found[True]
-    if not both:
+    """The size that most good photographs have, and the levels of 16-bit grey, if most are that."""
+    sizes, spans = Counter(), []
+    for source in sources:
+        with suppress(DamagedError), _opened(source, max_pixels) as image:
+            if image.mode.startswith("I"):  # the darkest and brightest value but for one pixel in a thousand
+                spans.append(np.percentile(np.asarray(image), (0.1, 99.9)).tolist())
+            sizes[_upright(image)] += 1
+    if not sizes:
         raise DataError(f"none of the good photographs can be read, such as {shown(sources[0])}")
-    if found[False] and found[True]:
-        eight, deep = (shown(found[k][0][0]) for k in (False, True))
-        raise DataError(f"{eight} has 8 bits and {deep} 16; bring all to one kind")
-    levels = [span for *_, span in found[True]]
-    size = Counter(size for _, size, _ in both).most_common(1)[0][0]
-    return size, (min(low for low, _ in levels), max(high for _, high in levels)) if levels else None
+    is_deep = 2 * len(spans) > sizes.total()  # `check` names one of the others
+    levels = (min(low for low, _ in spans), max(high for _, high in spans)) if is_deep else None
+    return sizes.most_common(1)[0][0], levels
 
 
 def _upright(image: Image.Image) -> tuple[int, int]:
@@ -191,7 +182,7 @@ def check(names: list[str], sources: list, size: tuple[int, int], levels: tuple 
     wrong = []
     for name, source in zip(names, sources, strict=True):
         try:
-            with _opened(source, max_pixels) if isinstance(source, Path) else nullcontext(opened(source)) as image:
+            with _opened(source, max_pixels) as image:
                 (width, height), is_deep = _upright(image), image.mode.startswith("I")
         except DamagedError:  # told when it is read
             continue
@@ -203,13 +194,6 @@ def check(names: list[str], sources: list, size: tuple[int, int], levels: tuple 
     if wrong:
         more = f" (and so have {len(wrong) - 1} more)" if wrong[1:] else ""
         raise DataError(f"{wrong[0]}, the good ones {size[0]} x {size[1]}: another aspect ratio{more}")
-
-
-def opened(source: Path | np.ndarray, levels: tuple | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A photograph of a file or an array upright, RGB in 8 bits; as `read_photo`."""
-    if isinstance(source, np.ndarray):
-        return Image.fromarray(source).convert("RGB")
-    return read_photo(source, "RGB", levels, max_pixels)
 
 
 def read_resized(
@@ -232,7 +216,7 @@ def read_resized(
 
     def one(source: Path | np.ndarray) -> tuple[tuple[int, int], torch.Tensor] | DamagedError:
         try:
-            photo = opened(source, *how)
+            photo = read_photo(source, "RGB", *how)
         except DamagedError as error:
             return error
         x = np.asarray(photo.resize(size[::-1], Image.Resampling.BILINEAR))

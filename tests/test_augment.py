@@ -99,12 +99,7 @@ def test_input_is_shifted_uniformly_to_an_eighth_of_its_size_and_jittered():
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    st.sampled_from(sorted(TASKS)),
-    st.integers(1, 5),
-    st.sampled_from([32, 45]),
-    st.sampled_from([0, 16]),
-)
+@given(st.sampled_from(sorted(TASKS)), st.integers(1, 5), st.sampled_from([32, 45]), st.sampled_from([0, 16]))
 def test_a_batch_holds_a_view_per_class_of_each_source_and_repeats_by_its_generator(name, n, size, crop):
     """Of images of one colour each, which most of any view keeps; class 0 is nothing else."""
     task, colours = TASKS[name], 40 + 30 * torch.arange(n, dtype=torch.uint8)

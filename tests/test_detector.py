@@ -248,7 +248,7 @@ def test_wrong_good_photographs_are_told_and_leave_a_detector_as_it_was(tmp_path
         write(tmp_path / f"mixed/{k}.png", part(k)[..., 0])
         write(tmp_path / f"mixed/deep{k}.png", part(k)[..., 0].astype(np.uint16) * 256)
     wrong = {"3 good photographs": GOOD[:3], "uint8": GOOD / 255, r"\(40, 60, 3\)": GOOD[0], "list of files": [*GOOD]}
-    wrong |= {"0.png has 8 bits and .*deep0.png 16": tmp_path / "mixed", "nowhere": ["nowhere/0.png"], "must be": []}
+    wrong |= {"deep0.png: has 16 bits, .*8;": tmp_path / "mixed", "nowhere": ["nowhere/0.png"], "must be": []}
     for told, photographs in wrong.items():
         with pytest.raises(DataError, match=told):
             found.set_params(tiles=3).fit(photographs)

@@ -36,15 +36,11 @@ _DEATHS = 3  # of processes in a row, with nothing done in between, after which 
 warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor", UserWarning)
 
 
-class RunsFailedError(RuntimeError):
-    """Some runs failed. The message names each with its reason; the results of the others are kept."""
-
-
 def run_all(config: Config, runs: Sequence[Run], jobs: int = 1, arrays: bool = False, ray: float | None = None) -> None:
     """Do all runs whose results are missing or stale, and store each as soon as it is there.
 
     Runs of one training are done together: it is trained once. A training that was stopped, or whose process died,
-    goes on from its checkpoint to the same result. Bad input is an error before anything is trained. A RunsFailedError
+    goes on from its checkpoint to the same result. Bad input is an error before anything is trained. A RuntimeError
     comes at the end, a BrokenExecutor where processes die again and again.
 
     Args:
@@ -74,7 +70,7 @@ def run_all(config: Config, runs: Sequence[Run], jobs: int = 1, arrays: bool = F
         left = f", about {passed * (total / cost - 1) / 60:.0f} min left" if cost else ""
         log.info("%d of %d runs done after %d min %02d s%s", count, len(todo), *divmod(int(passed), 60), left)
     if failures:
-        raise RunsFailedError(f"{len(failures)} of {len(todo)} runs failed: " + "; ".join(failures))
+        raise RuntimeError(f"{len(failures)} of {len(todo)} runs failed: " + "; ".join(failures))
 
 
 def _by_joblib(groups: list[list[Run]], jobs: int, *common: object) -> Iterator[list]:
