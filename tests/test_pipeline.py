@@ -104,8 +104,8 @@ def test_every_notebook_has_an_executed_copy_that_names_no_machine(name, study):
     assert str(study) not in path.read_text() and "site-packages" not in path.read_text()
 
 
-def test_the_line_of_the_readme_installs_what_a_notebook_needs_into_a_fresh_environment(study, tmp_path):
-    line = re.search(r"`%pip (install [^`]*)`", (study / "README.md").read_text())[1]
+def test_the_line_for_colab_installs_what_a_notebook_needs_into_a_fresh_environment(study, tmp_path):
+    line = re.search(r"`%pip (install [^`]*)`", (study / "docs/how-to.md").read_text())[1]
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     fresh = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     fresh["PATH"] = f"{tmp_path / 'venv/bin'}{os.pathsep}{os.environ['PATH']}"
