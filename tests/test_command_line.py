@@ -100,7 +100,7 @@ def test_claims_leave_their_table(call):
 def test_help(name, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([name, "--help"])
-    assert f"{name} " in capsys.readouterr().out
+    assert f"python -m cplib {name} " in capsys.readouterr().out
 
 
 def test_an_error_of_the_module(tmp_path):

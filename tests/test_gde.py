@@ -89,5 +89,10 @@ def test_what_cannot_be_fitted_or_scored_is_named(name):
         density(name).fit(np.ones((1, 5)))
     with pytest.raises(ValueError):
         fitted.score_samples(np.ones((2, 6)))
-    with pytest.raises(DensityError, match="contains NaN"):
-        fitted.score_samples(np.full((2, 5), np.nan))
+    for wrong in (np.ones(5), np.ones((2, 5, 1))):
+        with pytest.raises(DensityError, match=r"dim|2D"):
+            fitted.score_samples(wrong)
+    for bad in (np.nan, np.inf):
+        for use in (density(name).fit, fitted.score_samples):
+            with pytest.raises(DensityError, match=r"contains (NaN|infinity)"):
+                use(np.vstack([cloud(9, 5), np.full(5, bad)]))
